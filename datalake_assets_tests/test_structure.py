@@ -40,6 +40,7 @@ REASONS = {
     "sources.files.drop_watch": "what a look lists, apart from which of it is new",
     "lake.item_replay": "how rows of items leave quarantine; loaded by name, as the exports of items are",
     "sources.files.lake_rows": "what a feed makes of records; the source knows which files, and when",
+    "sources.files.scanned_values": "what the scanner says and is sure of; changes with it, and all else goes without",
     "lake.item_replacing": "how rows leave files: exports decide which, and know no Parquet",
     "demo.demo_feeds": "what the demo lands, apart from what its server serves",
     "cli.feed_options": "which options sources offer, and the feed that they describe",

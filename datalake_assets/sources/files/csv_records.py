@@ -81,12 +81,14 @@ class Block:
         line: Number of their first line, from 1.
         is_plain: Whether each quote stands where it may.
         unended: The data are one record that is too long, or whose quote never ends.
+        lines: Ends of lines in them; None: nobody has counted.
     """
 
     data: bytes
     line: int
     is_plain: bool = True
     unended: bool = False
+    lines: int | None = None
 
 
 def blocks(stream: BinaryIO, dialect: CsvDialect, *, line: int = 1, size: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -110,7 +112,7 @@ def blocks(stream: BinaryIO, dialect: CsvDialect, *, line: int = 1, size: int = 
             continue
         if cut:
             whole = data[:cut] if cut < len(data) else data
-            yield Block(whole, line, is_plain)
+            yield Block(whole, line, is_plain, lines=lines)
             line += _lines(whole) if lines is None else lines
         carried, wanted = data[cut:], size
         if not cut or is_end:
@@ -129,8 +131,8 @@ def _lines(data: bytes) -> int:
 def first_records(block: Block, size: int, dialect: CsvDialect) -> Block | None:
     """The records at the beginning of a block that end within so many bytes; None if none does."""
     data = block.data[:size]
-    cut, _, is_plain = _cut(data, dialect, is_end=False)
-    return Block(data[:cut], block.line, is_plain) if cut else None
+    cut, lines, is_plain = _cut(data, dialect, is_end=False)
+    return Block(data[:cut], block.line, is_plain, lines=lines) if cut else None
 
 
 @lru_cache(maxsize=64)

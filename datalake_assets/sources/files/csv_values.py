@@ -1,12 +1,13 @@
 """What is in a block of CSV records: rows of typed columns, and the records that are none.
 
-Arrow decodes a block at once where every quote stands where quotes may stand, every record has the file's number of
-fields and every value is of its column's type. Otherwise the block is decoded again with care: records are told apart,
-those that do not fit are put aside with their lines, and the rest is landed.
+The scanner, or else Arrow, decodes a block at once where every quote stands where quotes may stand, every record has
+the file's number of fields and every value is of its column's type. Otherwise the block is decoded again with care:
+records are told apart, those that do not fit are put aside with their lines, and the rest is landed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,16 +25,14 @@ from datalake_assets.sources.files.csv_records import (
     CsvDialect,
     Records,
     first_records,
-    form_of,
     line_ends,
     records_of,
 )
-from datalake_assets.sources.files.csv_scan import Expected, Scanned, load_scanner
+from datalake_assets.sources.files.csv_scan import load_scanner
+from datalake_assets.sources.files.scanned_values import are_numbers, kinds_and_rows, rows_at_once
 from datalake_assets.sources.files.text_values import (
     DOUBLE_DIGITS,
     FALSE,
-    MICRO_DIGITS,
-    NANO_DIGITS,
     NUMBERS,
     TEXT,
     TRUE,
@@ -45,6 +44,7 @@ from datalake_assets.sources.files.text_values import (
     doubles,
     joined,
     may_have_exponents,
+    may_have_hexadecimals,
     needs_a_look,
     times,
 )
@@ -99,6 +99,7 @@ def decode(
     *,
     declared: Container[str],
     verified: Container[str] = frozenset(),
+    was_scanned: bool = False,
 ) -> Parsed:
     """The rows of a block.
 
@@ -109,13 +110,16 @@ def decode(
         dialect: How the file is written.
         declared: Columns whose types a person chose.
         verified: Columns of which `infer` has seen that all good records of the file have values of their type.
+        was_scanned: The scanner has not made these rows; it need not be asked again.
     """
     schema = pa.schema([(name, types[name]) for name in names if name in types])
     if block.unended:
         return Parsed(_nothing(schema), [BadRecord(block.line, too_long("record"), block.data[:KEPT_BYTES])])
     if block.is_plain:
         settled = {each.name for each in schema if each.name in declared or each.name in verified}
-        rows = _decoded_at_once(block, names, schema, dialect, settled)
+        rows = None if was_scanned else rows_at_once(block, names, schema, dialect, settled=settled)
+        if rows is None:
+            rows = _decoded_at_once(block, names, schema, dialect, settled, declared=declared)
         if rows is not None:
             return Parsed(rows)
     return _decoded_with_care(block, names, schema, dialect, declared)
@@ -150,7 +154,13 @@ def _read(data: bytes, names: Sequence[str], types: Mapping[str, pa.DataType], d
 
 
 def _decoded_at_once(
-    block: Block, names: Sequence[str], schema: pa.Schema, dialect: CsvDialect, settled: Container[str]
+    block: Block,
+    names: Sequence[str],
+    schema: pa.Schema,
+    dialect: CsvDialect,
+    settled: Container[str],
+    *,
+    declared: Container[str] = (),
 ) -> pa.RecordBatch | None:
     """The rows, if all is well; None if somebody has to look.
 
@@ -160,36 +170,50 @@ def _decoded_at_once(
         schema: Those that are wanted.
         dialect: How the file is written.
         settled: Columns whose numbers have the right form.
+        declared: Those of them whose types a person chose.
     """
     numbers = [each for each in schema if _is_number(each.type) and each.name not in settled]
-    if numbers and _have_form(block, names, numbers, dialect):
+    if numbers and are_numbers(block, names, numbers, dialect):
         numbers = []
     if numbers and needs_a_look(block.data, dialect.delimiter, dialect.quote):
         return None
     # a double does not say which digits it was written with
-    texts = {each.name for each in numbers if pa.types.is_floating(each.type)}
+    texts = {each.name for each in numbers if pa.types.is_float64(each.type)}
     types = {each.name: pa.string() if each.name in texts else each.type for each in schema}
     try:
         rows = _read(block.data, names, types, dialect)
         columns = [doubles(rows.column(name)) if name in texts else rows.column(name) for name in types]
     except pa.ArrowInvalid:
         return None
-    if any(_is_endless(each) for each in columns):
+    if any(_is_odd(block.data, column, declared=name in declared) for name, column in zip(types, columns, strict=True)):
         return None
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _have_form(block: Block, names: Sequence[str], numbers: Sequence[pa.Field], dialect: CsvDialect) -> bool:
-    """Whether the scanner says that all numbers have the form that they keep in Arrow; else nobody knows."""
-    if any(pa.types.is_floating(each.type) and not pa.types.is_float64(each.type) for each in numbers):
-        return False
-    forms = {each.name: Expected.DOUBLE if pa.types.is_floating(each.type) else Expected.NUMBER for each in numbers}
-    return _scan(block, names, {name: (form, 0) for name, form in forms.items()}, dialect) is not None
+#: What Arrow takes for no number besides NaN and nan, wherever it stands.
+_ODD_NAN = re.compile(rb"-[nN][aA][nN]|[nN][aA][nN]\(|(?!nan|NaN)[nN][aA][nN]")
 
 
-def _is_endless(column: pa.Array) -> bool:
-    """Whether a number may have been too large for a double."""
-    return bool(pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py())
+def _is_odd(data: bytes, column: pa.Array, *, declared: bool) -> bool:
+    """Whether Arrow may have made a value of what is none: 0x1F, NAN, 1e400, or 123.4 where there are two digits before
+    the point and two behind it, since its reader counts a decimal's digits before it adds zeros.
+
+    Args:
+        data: The records.
+        column: What it made of them.
+        declared: Whether a person chose the type; else the form of integers has been looked at.
+    """
+    kind = column.type
+    if pa.types.is_decimal(kind):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            return True
+    if pa.types.is_floating(kind):
+        return bool(pc.any(pc.is_inf(column)).as_py()) or (
+            bool(pc.any(pc.is_nan(column)).as_py()) and _ODD_NAN.search(data) is not None
+        )
+    return declared and pa.types.is_integer(kind) and may_have_hexadecimals(data)
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -295,7 +319,7 @@ def infer(
         sample = first_records(block, SAMPLED_BYTES, dialect)
         known = {} if sample is None else infer(sample, names, {}, dialect, declared=declared, exact=exact)
     if known:
-        scanned = _scanned(block, names, {name: known[name] for name in wanted}, dialect)
+        scanned, _ = kinds_and_rows(block, names, {name: known[name] for name in wanted}, {}, dialect, exact=exact)
         if scanned is not None and (not exact or all(each.fits_double is not None for each in scanned.values())):
             return {**known, **scanned}
     if block.is_plain and known:
@@ -331,12 +355,14 @@ def decode_and_infer(
         declared: Columns whose types a person chose.
     """
     kinds = {name: known[name] for name in names if name not in declared}
-    found, rows = _scanned(block, names, kinds, dialect), None
-    verified: Container[str] = frozenset() if found is None else kinds
+    found, rows = kinds_and_rows(block, names, kinds, types, dialect, exact=False)
+    if found is not None and rows is not None and all(found[name].type == types[name] for name in kinds):
+        return Parsed(rows), found
+    rows, verified = None, frozenset() if found is None else kinds.keys()
     if found is None and block.is_plain and not block.unended:
         chosen = {name: types[name] for name in names if name in declared}
         rows, found = _verified(block, names, kinds, chosen, dialect, exact=False) or (None, None)
-        if rows is not None and any(_is_endless(rows.column(name)) for name in chosen):
+        if rows is not None and any(_is_odd(block.data, rows.column(name), declared=True) for name in chosen):
             rows, found = None, None
     if found is None:
         found = infer(block, names, known, dialect, declared=declared, exact=False)
@@ -346,62 +372,7 @@ def decode_and_infer(
         with suppress(pa.ArrowInvalid):  # a number with spaces around it
             columns = [rows.column(name).cast(types[name]) for name in names]
             return Parsed(pa.RecordBatch.from_arrays(columns, list(names))), found
-    return decode(block, names, types, dialect, declared=declared, verified=verified), found
-
-
-#: What is expected of a column that was of a kind.
-_EXPECTED: Mapping[str, Expected] = {
-    "null": Expected.NOTHING,
-    "empty": Expected.EMPTY,
-    "bool": Expected.BOOL,
-    "integer": Expected.NUMBER,
-    "decimal": Expected.NUMBER,
-    "double": Expected.DOUBLE,
-    "date": Expected.DATE,
-    "time": Expected.TIME,
-    "zoned": Expected.ZONED,
-    "text": Expected.ANY,
-}
-
-
-def _scan(
-    block: Block, names: Sequence[str], columns: Mapping[str, tuple[Expected, int]], dialect: CsvDialect
-) -> list[Scanned] | None:
-    """What the scanner says of a block; None if there is none, or it is not sure."""
-    scanner = load_scanner()
-    if scanner is None or not block.is_plain or block.unended or "" not in dialect.nulls:
-        return None
-    wanted = [columns.get(name, (Expected.ANY, 0)) for name in names]
-    return scanner.scan(block.data, wanted, form_of(dialect))
-
-
-def _scanned(
-    block: Block, names: Sequence[str], kinds: Mapping[str, Kind], dialect: CsvDialect
-) -> dict[str, Kind] | None:
-    """The kinds with a block's values, if these are of them; None if somebody else has to look."""
-    if not kinds or not (dialect.is_utf8 or block.data.isascii()):
-        return None
-    columns = {
-        name: (_EXPECTED[kind.name], NANO_DIGITS if kind.scale > MICRO_DIGITS else MICRO_DIGITS)
-        for name, kind in kinds.items()
-    }
-    seen = _scan(block, names, columns, dialect)
-    if seen is None:
-        return None
-    return {name: _with_numbers(kinds[name], each) for name, each in zip(names, seen, strict=True) if name in kinds}
-
-
-def _with_numbers(kind: Kind, seen: Scanned) -> Kind:
-    """A kind with the digits that were seen."""
-    if not seen.values:
-        return kind
-    if kind.name in {"time", "zoned"}:
-        return joined(kind, Kind(kind.name, scale=kind.scale, is_far=seen.is_far))
-    if kind.name not in {"integer", "decimal"}:
-        return kind
-    is_short = seen.digits + seen.scale <= DOUBLE_DIGITS
-    fits = True if is_short or not seen.in_doubt else None
-    return joined(kind, Kind("decimal" if seen.has_point else "integer", seen.digits, seen.scale, fits))
+    return decode(block, names, types, dialect, declared=declared, verified=verified, was_scanned=True), found
 
 
 def _verified(

@@ -76,8 +76,8 @@ class FilesSource(SystemSource):
     @field_validator("delimiter", "quote")
     @classmethod
     def _is_one_byte(cls, value: str | None) -> str | None:
-        if value is not None and (not value.isascii() or value in "\r\n"):
-            msg = "take one ASCII character that ends no line"
+        if value and (not value.isascii() or value in "\r\n\0"):
+            msg = "take one ASCII character that ends no line, and is not NUL"
             raise ValueError(msg)
         return value
 
@@ -116,6 +116,8 @@ class FilesSource(SystemSource):
         from datalake_assets.sources.files.dropped_objects import open_place  # noqa: PLC0415  the same
         from datalake_assets.sources.files.text_values import named_type  # noqa: PLC0415  the same
 
+        if self.delimiter is not None and self.delimiter == self.quote:
+            return f"source.quote: {self.quote!r} is the delimiter, too"
         try:
             open_place(self.location, endpoint=None)
             for name, kind in self.columns.items():

@@ -36,6 +36,7 @@ __all__ = [
     "doubles",
     "joined",
     "may_have_exponents",
+    "may_have_hexadecimals",
     "named_type",
     "needs_a_look",
     "times",
@@ -453,6 +454,14 @@ def may_have_exponents(data: bytes) -> bool:
     """Whether a number with an exponent may be there, which Arrow takes for a decimal; other texts may look alike."""
     seen = np.frombuffer(data, np.uint8)
     return any(_has_exponent(seen[begin : begin + _PIECE + 1]) for begin in range(0, len(seen), _PIECE))
+
+
+def may_have_hexadecimals(data: bytes) -> bool:
+    """Whether ``0x`` may begin a number, which Arrow takes for an integer; other texts may have it."""
+    if b"x" not in data and b"X" not in data:
+        return False
+    seen = np.frombuffer(data, np.uint8)
+    return bool((((seen[1:] == _X) | (seen[1:] == _LARGE_X)) & (seen[:-1] == _ZERO)).any())
 
 
 def _has_exponent(piece: npt.NDArray[np.uint8]) -> bool:

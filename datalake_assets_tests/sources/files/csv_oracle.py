@@ -1,14 +1,17 @@
-"""What type a column of texts has, told by Python's own numbers and calendar: nothing of the product is imported."""
+"""What type a column of texts has, and which values, told by Python's own numbers and calendar.
+
+Nothing of the product is imported.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
-__all__ = ["type_of"]
+__all__ = ["type_of", "value_of"]
 
 DECIMAL = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)")
 DOUBLE = re.compile(rf"{DECIMAL.pattern}(?:[eE][-+]?[0-9]+)?|NaN|nan|-?inf|-?Infinity")
@@ -85,3 +88,43 @@ def _seconds(text: str, zone: str) -> int | None:
         return (datetime.fromisoformat(text).replace(tzinfo=UTC) - EPOCH) // timedelta(seconds=1) - offset
     except ValueError:
         return None
+
+
+def value_of(text: str, name: str, *, settled: bool = False) -> object:
+    """The value of a text that is not empty in the type of a name; a time's is the number that Arrow keeps.
+
+    Args:
+        text: The text.
+        name: The type's.
+        settled: Zeros may lead, and a day is a time.
+
+    Raises:
+        ValueError: It has none.
+    """
+    plain = text.strip(" \t")
+    if name == "string":
+        return text
+    if name == "bool":
+        return {**dict.fromkeys(("true", "True", "TRUE"), True), **dict.fromkeys(("false", "False", "FALSE"), False)}[
+            text
+        ]
+    if name == "date32[day]" and DAY.fullmatch(plain):
+        return date.fromisoformat(plain)
+    if name.startswith("timestamp"):
+        return _ticks(f"{plain} 00:00" if settled and DAY.fullmatch(plain) else plain, name)
+    number = re.sub(r"^(-?)0+(?=[0-9])", r"\1", plain) if settled else plain
+    if not (DOUBLE if name == "double" else DECIMAL).fullmatch(number):
+        raise ValueError(text)
+    return int(number) if name.startswith("int") else float(number) if name == "double" else Decimal(number)
+
+
+def _ticks(text: str, name: str) -> int:
+    """Of a time, since 1970 in the unit of a type."""
+    found = TIME.fullmatch(text)
+    if found is None or (found["zone"] is None) is name.endswith("tz=UTC]"):
+        raise ValueError(text)
+    seconds = _seconds(f"{found['minute']}{(found['second'] or '')[:3]}", found["zone"] or "")
+    digits, fraction = 9 if "[ns" in name else 6, found["fraction"] or ""
+    if seconds is None or len(fraction) > digits:
+        raise ValueError(text)
+    return seconds * 10**digits + int(fraction.ljust(digits, "0"))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 from collections.abc import Iterable
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from functools import partial
 from unittest.mock import patch
 
@@ -17,9 +20,10 @@ from hypothesis import strategies as st
 from datalake_assets.sources.files import csv_scan
 from datalake_assets.sources.files.contents import ContentLimits, prepared
 from datalake_assets.sources.files.csv_records import blocks
-from datalake_assets.sources.files.csv_scan import CsvForm, Expected, Scanned, load_scanner
+from datalake_assets.sources.files.csv_scan import CsvForm, Expected, Look, Scanned, load_scanner
 from datalake_assets.sources.files.csv_values import Parsed
 from datalake_assets.sources.files.file_reading import OtherTypes, ReadableFile, ReadingOptions, opened
+from datalake_assets.sources.files.text_values import named_type
 from datalake_assets_tests.sources.files import scan_fuzz
 from datalake_assets_tests.sources.files.csv_oracle import type_of
 
@@ -130,9 +134,97 @@ def test_the_type_is_what_all_values_say_however_the_file_is_cut_and_looked_at(t
     assert rows[0] == rows[1]
 
 
+#: Fields as they stand in a file, of all kinds and none.
+RAW = st.one_of(
+    NUMBERS,
+    CLOCKS,
+    st.dates().map(str),
+    st.sampled_from(
+        ["true", "FALSE", "", '""', "NA", '"NA"', "x", '"a,b"', '"say ""hi"""', '"two\nlines"', "é", '"7"', " 7 "]
+    ),
+    st.sampled_from(
+        ["-0", "-0.0", "5e-324", "2147483648", "9223372036854775808", "99.995", "0x1F", "0001-01-01", "1_0"]
+    ),
+    st.sampled_from(["9007199254740993", "0001-01-01T00:00+02:00", "9999-12-31T23:59-02:00", "1\0", '"']),
+)
+TYPES = ("string", "boolean", "int32", "int64", "float", "double", "date", "timestamp", "timestamp_ns", "timestamptz")
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    st.lists(st.tuples(RAW, RAW), min_size=1, max_size=9),
+    st.tuples(*2 * [st.sampled_from([*TYPES, "timestamptz_ns", "decimal(4,2)", "decimal(18,2)", "decimal(38,19)"])]),
+    st.sampled_from([frozenset(), frozenset({"v"}), frozenset({"v", "w"})]),
+    st.integers(6, 200),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+@example([("007", "1e3")], ("int64", "decimal(18,2)"), frozenset({"v", "w"}), 50, "\n")
+def test_rows_and_bad_records_are_the_same_with_and_without_the_scanner(records, types, declared, size, end):
+    data = end.join(["v,w", *(",".join(each) for each in records)]).encode()
+    wanted = {name: named_type(kind) for name, kind in zip("vw", types, strict=True)}
+    found = []
+    for switch in ("", "0"):
+        with (
+            patch.dict(os.environ, {"DATALAKE_NATIVE": switch}),
+            patch("datalake_assets.sources.files.file_reading.blocks", partial(blocks, size=size)),
+        ):
+            ready = prepared(io.BytesIO(data), is_kept=True, encoding=None, limits=ContentLimits())
+            options = ReadingOptions(header=True, delimiter=",", nulls=("", "NA"), declared=declared)
+            parsed = list(opened("a.csv", ready, options).rows(wanted))
+            found.append([list(map(values_of, parsed)), [bad for each in parsed for bad in each.bad]])
+    assert found[0] == found[1]
+
+
+def values_of(parsed: Parsed) -> str:
+    """Its rows as a text; times are numbers."""
+    columns = parsed.rows.columns
+    return str([(each.cast(pa.int64()) if pa.types.is_timestamp(each.type) else each).to_pylist() for each in columns])
+
+
+EVERYTHING = """i,j,d,f,b,day,t,z,s,n
+1,,1.5,1e3,true,2025-01-31,2025-01-31 10:11:12.5,2025-01-31T10:11:12+02:00,"a ""b"", c",
+-9223372036854775808, 7 ,-0.25,0.30000000000000004,FALSE,0001-01-01,1969-12-31 23:59:59.999999,0001-01-01T00:00Z,,
+NA,"",12345678901234567890.125,nan,,,,,"",
+"""
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_the_scanner_reads_what_files_are_made_of_by_itself(declared):
+    """Or else nothing would be won, and no other test would notice."""
+    ready = prepared(io.BytesIO(EVERYTHING.encode()), is_kept=True, encoding=None, limits=ContentLimits())
+    types = {name: named_type(kind) for name, kind in zip("idf", ("int64", "decimal(38,3)", "double"), strict=True)}
+    file = opened("a.csv", ready, ReadingOptions(nulls=("", "NA"), declared=types if declared else ()))
+    guess, rows = file.guessed(types if declared else {}) or ({}, iter(()))
+    with patch("datalake_assets.sources.files.csv_values._read", side_effect=AssertionError):
+        (one,) = rows
+        kinds = {name: str(kind) for name, kind in guess.items()}
+        (again,) = file.rows(guess)
+    assert list(kinds.values()) == [
+        *("int64", "int64", "decimal128(38, 3)", "double", "bool", "date32[day]", "timestamp[us]"),
+        *("timestamp[us, tz=UTC]", "string", "string"),
+    ]
+    assert values_of(one) == values_of(again)
+    one.rows.validate(full=True)
+    at = int(datetime(2025, 1, 31, 10, 11, 12, tzinfo=UTC).timestamp()) * 10**6
+    assert values_of(one) == str(
+        [
+            [1, -9223372036854775808, None],
+            [None, 7, None],
+            [Decimal("1.500"), Decimal("-0.250"), Decimal("12345678901234567890.125")],
+            [1000.0, 0.30000000000000004, math.nan],
+            [True, False, None],
+            [date(2025, 1, 31), date(1, 1, 1), None],
+            [at + 500_000, -1, None],
+            [at - 7_200_000_000, -62135596800 * 10**6, None],
+            ['a "b", c', None, ""],
+            [None, None, None],
+        ]
+    )
+
+
 FITTING = {
     Expected.BOOL: ["true", "FALSE"],
-    Expected.NUMBER: ["12", "-0.5", ".25", " 7 ", "123456789012345678"],
+    Expected.NUMBER: ["12", "-0.5", ".25", " 7 ", "1234567890123456789"],
     Expected.DOUBLE: [
         "1e5",
         "-2.5E-3",
@@ -148,7 +240,7 @@ FITTING = {
 UNSURE = {
     Expected.NOTHING: ["1", '""'],
     Expected.BOOL: [" true", "t", "1"],
-    Expected.NUMBER: ["007", "+1", "0x1", "1e5", "1234567890123456789", "1.2.3", "-", "."],
+    Expected.NUMBER: ["007", "+1", "0x1", "1e5", "9223372036854775808", "1.2.3", "-", "."],
     Expected.DOUBLE: ["9007199254740993", "1e400", "1e-300", "inf", "e5", "1e"],
     Expected.DATE: ["2025-02-29", "2025-01-31T10:11"],
     Expected.TIME: [
@@ -167,7 +259,7 @@ def scanned(expected: Expected, *texts: str, nulls: tuple[str, ...] = ()) -> lis
     scanner = load_scanner()
     assert scanner is not None
     data = "".join(f"{number},{text}\n" for number, text in enumerate(texts)).encode()
-    return scanner.scan(data, [(Expected.ANY, 0), (expected, 6)], CsvForm(",", '"', nulls))
+    return scanner.scan(data, [Look(), Look(expected, 6)], CsvForm(",", '"', nulls), lines=len(texts))
 
 
 def test_what_fits_is_known_to_fit_and_what_takes_longer_is_left_to_others():

@@ -432,6 +432,44 @@ def test_a_row_is_the_same_whatever_stands_beside_it(neighbour):
     assert (found[:2], parsed.bad[0].line) == (["1000.00", "-0.15"], 4)
 
 
+#: What Arrow's reader of CSV makes a value of that is none of the type.
+NO_VALUES = {
+    "0x1F": ("int64", "int32"),
+    "-0X1f": ("int64",),
+    "NAN": ("double", "float"),
+    "-nan": ("double",),
+    "nan(1)": ("double",),
+    "1e400": ("double",),
+    "1e39": ("float",),
+    "123.4": ("decimal(4,2)",),
+    "1e3": ("decimal(4,2)",),
+    "99999999999999999.5": ("decimal(18,2)",),
+}
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("native", ["", "0"])
+@pytest.mark.parametrize("way", ["guessed", "rows"])
+def test_a_value_that_is_none_of_its_type_is_bad_whatever_stands_beside_it(declared, native, way, monkeypatch):
+    monkeypatch.setenv("DATALAKE_NATIVE", native)
+    for text, names in NO_VALUES.items():
+        for name in names:
+            for neighbour in ("", '"x"y,1\n'):
+                file = opened(
+                    "a.csv",
+                    contents(f"v,w\n1,1\n{text},2\n{neighbour}".encode()),
+                    ReadingOptions(header=True, declared={"v", "w"} if declared else ()),
+                )
+                types = {"v": named_type(name), "w": pa.int64()}
+                if way == "guessed" and not declared:
+                    continue
+                guess = file.guessed(types) if way == "guessed" else None
+                parsed = list(guess[1] if guess is not None else file.rows(types))
+                rows = [row for each in parsed for row in each.rows.column("w").to_pylist()]
+                bad = [record.line for each in parsed for record in each.bad]
+                assert (rows, bad[:1]) == ([1], [3]), (text, name, neighbour)
+
+
 def test_a_mark_of_byte_order_within_a_file_is_a_letter():
     assert read("\ufeffa,b\n\ufeffx,1\n")[1] == [("\ufeffx", 1)]
 

@@ -25,6 +25,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.files import csv_records, file_reading
 from datalake_assets.sources.files.dropped_objects import is_drop
+from datalake_assets.sources.files.files_declaration import declared_files
 from datalake_assets.sources.files.files_source import FileBatches
 from datalake_assets_tests.sources.files.dropping import DROPPED, Dropping, files_feed
 
@@ -67,6 +68,19 @@ def test_files_are_landed_once_and_read_once(dropping):
     dropping.drop("c.csv", "name,id\nw,4\n")
     assert dropping.export().rows_added == 1
     assert dropping.rows("id") == [(1,), (2,), (3,), (4,)]
+
+
+@only_local
+def test_quotes_may_be_like_other_characters_and_are_no_delimiter(dropping):
+    feed = files_feed(str(dropping.folder), source={"quote": ""})
+    dropping = Dropping(dropping.store, dropping.folder, feed)
+    dropping.drop("a.csv", 'id,name\n1,5" pipe\n2,"x"y\n3,"\n')
+    assert dropping.export().rows_added == 3
+    assert dropping.rows("id", "name") == [(1, '5" pipe'), (2, '"x"y'), (3, '"')]
+    with pytest.raises(InvalidFeed, match="NUL"):
+        files_feed(str(dropping.folder), source={"quote": "\0"})
+    same = declared_files(files_feed(str(dropping.folder), source={"delimiter": "'", "quote": "'"}))
+    assert "is the delimiter" in (same.problem() or "")
 
 
 def test_a_changed_file_replaces_its_rows_wherever_they_are(dropping):

@@ -1,26 +1,39 @@
-"""Scans records of CSV in C++: where they end, and whether the values of each column are what the column was so far.
+"""Scans records of CSV in C++: where they end, whether the values of each column are what it was so far, and these.
 
 Why it exists: types are inferred over the whole of a file, and to see of each value that it fits takes Arrow a second
-parse of all of it. The library (`csvscan.h` says what it decides) is optional as the kernel that merges pages is: it is
-built on install where a compiler is, and everything works without it, more slowly. ``DATALAKE_NATIVE=0`` switches both
-off.
+parse of all of it. Who has looked at a value has almost parsed it, too. The library (`csvscan.h` says what it decides)
+is optional as the kernel that merges pages is: it is built on install where a compiler is, and everything works without
+it, more slowly. ``DATALAKE_NATIVE=0`` switches both off.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from datalake_assets.native_library import library_of, loaded_or_why_not, setting
 
-__all__ = ["CsvForm", "Expected", "Scanned", "Scanner", "load_scanner", "open_scanner", "scanner_status"]
+__all__ = [
+    "CsvForm",
+    "Expected",
+    "Look",
+    "Scanned",
+    "Scanner",
+    "can_make",
+    "load_scanner",
+    "open_scanner",
+    "scanner_status",
+]
 
 #: `CS_VERSION` of the header; a library of another one is not used.
-VERSION = 1
+VERSION = 2
 
 
 class Expected(enum.IntEnum):
@@ -45,17 +58,84 @@ class Expected(enum.IntEnum):
     EMPTY = 8
 
 
+class _Target(enum.IntEnum):
+    """What values become; the numbers are those of `csvscan.h`."""
+
+    NO_VALUES = 0
+    TEXTS = 1
+    BITS = 2
+    INT32 = 3
+    INT64 = 4
+    DECIMAL = 5
+    REAL = 6
+    DAYS = 7
+    MICROS = 8
+    NANOS = 9
+
+
+#: Targets by types, with the bits of a value.
+_TARGETS: Mapping[pa.DataType, tuple[_Target, int]] = {
+    pa.string(): (_Target.TEXTS, 0),
+    pa.bool_(): (_Target.BITS, 1),
+    pa.int32(): (_Target.INT32, 32),
+    pa.int64(): (_Target.INT64, 64),
+    pa.float64(): (_Target.REAL, 64),
+    pa.date32(): (_Target.DAYS, 32),
+    pa.timestamp("us"): (_Target.MICROS, 64),
+    pa.timestamp("us", "UTC"): (_Target.MICROS, 64),
+    pa.timestamp("ns"): (_Target.NANOS, 64),
+    pa.timestamp("ns", "UTC"): (_Target.NANOS, 64),
+}
+_DECIMAL_BITS, _OFFSET_BYTES = 128, 4
+#: `CS_SLACK` of the header.
+_SLACK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What to look for in a column.
+
+    Attributes:
+        expected: What its values are to be.
+        most_digits: Of times, the most digits of a second.
+        type: What they are wanted in; None: they are not.
+        is_settled: The type was chosen or seen to be right: no matter that zeros lead a number, that a double does not
+            keep its digits, or that a time is a day.
+        is_exact: Whether it matters if doubles keep the digits of numbers; else long ones are said to be in doubt.
+    """
+
+    expected: Expected = Expected.ANY
+    most_digits: int = 0
+    type: pa.DataType | None = None
+    is_settled: bool = False
+    is_exact: bool = True
+
+
+def can_make(kind: pa.DataType) -> bool:
+    """Whether values can be had in a type."""
+    return kind in _TARGETS or pa.types.is_decimal128(kind)
+
+
 class _CColumn(ctypes.Structure):
     _fields_ = (
         ("kind", ctypes.c_int32),
         ("most", ctypes.c_int32),
+        ("target", ctypes.c_int32),
+        ("precision", ctypes.c_int32),
+        ("places", ctypes.c_int32),
+        ("is_settled", ctypes.c_int32),
+        ("is_exact", ctypes.c_int32),
         ("digits", ctypes.c_int32),
         ("scale", ctypes.c_int32),
         ("has_point", ctypes.c_int32),
         ("in_doubt", ctypes.c_int32),
         ("is_far", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
         ("values", ctypes.c_int64),
+        ("nulls", ctypes.c_int64),
+        ("text_bytes", ctypes.c_int64),
+        ("validity", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
     )
 
 
@@ -109,6 +189,7 @@ class Scanned:
         has_point: Whether any has one.
         in_doubt: Whether a double may not keep all digits of some.
         is_far: Of times: whether 64 bits do not hold some in nanoseconds.
+        array: The values, if they were wanted, and those of all columns could be made.
     """
 
     values: int
@@ -117,6 +198,52 @@ class Scanned:
     has_point: bool
     in_doubt: bool
     is_far: bool
+    array: pa.Array | None = None
+
+
+def _column(look: Look) -> _CColumn:
+    kind = look.type
+    target, precision, places = _Target.NO_VALUES, 0, 0
+    if kind is not None:
+        is_decimal = pa.types.is_decimal128(kind)
+        target = _Target.DECIMAL if is_decimal else _TARGETS[kind][0]
+        precision, places = (kind.precision, kind.scale) if is_decimal else (0, 0)
+    return _CColumn(look.expected, look.most_digits, target, precision, places, look.is_settled, look.is_exact)
+
+
+class _Made:
+    """Room for a column's values.
+
+    Args:
+        column: Whose fields were found; is told where the room is.
+        look: What is wanted of it.
+        records: How many there are.
+    """
+
+    def __init__(self, column: _CColumn, look: Look, records: int) -> None:
+        self._type, self._records = look.type, records
+        self._buffers: list[pa.Buffer] = []
+        if self._type is None:
+            return
+        is_text = column.target == _Target.TEXTS
+        bits = _DECIMAL_BITS if column.target == _Target.DECIMAL else _TARGETS[self._type][1]
+        values = pa.allocate_buffer(column.text_bytes + _SLACK if is_text else (records * bits + 7) // 8)
+        validity = pa.allocate_buffer((records + 7) // 8)
+        column.validity, column.data = validity.address, values.address
+        self._buffers = [validity, values]
+        if is_text:
+            offsets = pa.allocate_buffer((records + 1) * _OFFSET_BYTES)
+            column.offsets = offsets.address
+            self._buffers = [validity, offsets, values]
+
+    def array(self, column: _CColumn) -> pa.Array | None:
+        """The values; None if nobody wants them."""
+        if self._type is None:
+            return None
+        validity, *others = self._buffers
+        return pa.Array.from_buffers(
+            self._type, self._records, [validity if column.nulls else None, *others], column.nulls
+        )
 
 
 class Scanner:
@@ -127,27 +254,48 @@ class Scanner:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        form = ctypes.POINTER(CsvForm)
-        self._scan, self._cut = library.cs_scan, library.cs_cut
-        self._scan.argtypes = (ctypes.c_char_p, ctypes.c_int64, form, ctypes.POINTER(_CColumn), ctypes.c_int64)
-        self._scan.restype = ctypes.c_int64
-        self._cut.argtypes = (ctypes.c_char_p, ctypes.c_int64, form, ctypes.c_int32, ctypes.POINTER(_CCut))
+        form, columns = ctypes.POINTER(CsvForm), ctypes.POINTER(_CColumn)
+        data, fields, count = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
+        self._cut, self._index, self._columns = library.cs_cut, library.cs_index, library.cs_columns
+        self._cut.argtypes = (data, count, form, ctypes.c_int32, ctypes.POINTER(_CCut))
         self._cut.restype = None
+        self._index.argtypes = (data, count, form, fields, columns, count, count)
+        self._index.restype = count
+        self._columns.argtypes = (data, count, form, fields, columns, count, count, count)
+        self._columns.restype = ctypes.c_int32
 
-    def scan(self, data: bytes, columns: Sequence[tuple[Expected, int]], form: CsvForm) -> list[Scanned] | None:
+    def scan(self, data: bytes, looks: Sequence[Look], form: CsvForm, *, lines: int) -> list[Scanned] | None:
         """What the columns have; None if some value may be another, or a record has not these fields.
 
         Args:
             data: Whole records.
-            columns: Of each column in the file's order what is expected, and of times the most digits of a second.
+            looks: Of each column in the file's order, what is to be looked for.
             form: How they are written.
+            lines: Ends of lines in the data.
         """
-        array = (_CColumn * len(columns))(*(_CColumn(*each) for each in columns))
-        if self._scan(data, len(data), ctypes.byref(form), array, len(columns)) < 0:
+        # a record takes a line, and each of its fields a byte that ends it, but for the last of all
+        room = min(lines, (len(data) + 1) // max(len(looks), 1)) + 1
+        fields = np.empty(room * len(looks), np.uint64)
+        columns = (_CColumn * len(looks))(*(_column(each) for each in looks))
+        at, form_at, count = fields.ctypes.data, ctypes.byref(form), len(looks)
+        records = self._index(data, len(data), form_at, at, columns, count, room)
+        if records < 0:
+            return None
+        made = [_Made(column, look, records) for column, look in zip(columns, looks, strict=True)]
+        found = self._columns(data, len(data), form_at, at, columns, count, room, records)
+        if found < 0:
             return None
         return [
-            Scanned(each.values, each.digits, each.scale, bool(each.has_point), bool(each.in_doubt), bool(each.is_far))
-            for each in array
+            Scanned(
+                each.values,
+                each.digits,
+                each.scale,
+                bool(each.has_point),
+                bool(each.in_doubt),
+                bool(each.is_far),
+                one.array(each) if found else None,
+            )
+            for each, one in zip(columns, made, strict=True)
         ]
 
     def cut(self, data: bytes, form: CsvForm, *, is_end: bool) -> tuple[int, int] | None:

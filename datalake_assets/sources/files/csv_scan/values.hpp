@@ -1,10 +1,12 @@
-// Which texts are values of a kind, as `text_values.py` says it.
+// Which texts are values of a kind, as `text_values.py` says it, and which values these are.
 #ifndef DATALAKE_CSVSCAN_VALUES_HPP
 #define DATALAKE_CSVSCAN_VALUES_HPP
 
+#include <cfloat>
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "csvscan.h"
 
@@ -15,7 +17,7 @@ using u64 = uint64_t;
 using u128 = unsigned __int128;
 using i128 = __int128;
 
-// Digits that 64 bits hold of every number; longer ones may fit.
+// Digits that 64 bits hold of every number with a sign; longer ones may fit.
 constexpr int64_t INTEGER_DIGITS = 18;
 // Of Arrow's decimals.
 constexpr int64_t DECIMAL_DIGITS = 38;
@@ -43,8 +45,9 @@ struct Field {
 
 inline bool is_digit(u8 byte) { return static_cast<u8>(byte - '0') <= 9; }
 
-inline const u8* after_digits(const u8* at, const u8* end) {
-  while (at < end && is_digit(*at)) ++at;
+// Passes digits, which are added to a number; that is right as long as 64 bits hold it.
+inline const u8* after_digits(const u8* at, const u8* end, u64& number) {
+  for (; at < end && is_digit(*at); ++at) number = number * 10 + static_cast<u64>(*at - '0');
   return at;
 }
 
@@ -53,7 +56,8 @@ struct Number {
   const u8* begin = nullptr;  // behind the sign
   const u8* mantissa_end = nullptr;
   int64_t whole = 0, behind = 0, exponent = 0;
-  bool has_point = false, has_exponent = false;
+  u64 digits = 0;  // all of them, without the point, if they are no more than LONG_DIGITS
+  bool is_negative = false, has_point = false, has_exponent = false;
 };
 
 // The exponent of a number; false: there is none, or one of too many digits.
@@ -67,17 +71,18 @@ inline bool read_exponent(const u8*& at, const u8* end, int64_t& exponent) {
 }
 
 // Whether a text is a number whose form a value keeps: not 007, +1 or 0x1F.
-inline bool read_number(Field field, Number& number) {
+inline bool read_number(Field field, Number& number, bool zeros_may_lead) {
   const u8 *at = field.at, *end = field.end;
-  if (at < end && *at == '-') ++at;
+  number.is_negative = at < end && *at == '-';
+  at += number.is_negative;
   number.begin = at;
-  at = after_digits(at, end);
+  at = after_digits(at, end, number.digits);
   number.whole = at - number.begin;
-  if (number.whole > 1 && *number.begin == '0') return false;
+  if (number.whole > 1 && *number.begin == '0' && !zeros_may_lead) return false;
   number.has_point = at < end && *at == '.';
   if (number.has_point) {
     const u8* point = at++;
-    at = after_digits(at, end);
+    at = after_digits(at, end, number.digits);
     number.behind = at - point - 1;
   }
   if (!number.whole && !number.behind) return false;
@@ -106,14 +111,14 @@ inline u128 power_of_ten(int64_t exponent) {
   return power;
 }
 
-// The powers of ten, as whole numbers and as doubles, which are exact.
+// The powers of ten, as whole numbers, and those that are exact as doubles.
 struct Tens {
-  u128 whole[EXACT_TENS + 1];
+  u128 whole[DECIMAL_DIGITS + 1];
   double real[EXACT_TENS + 1];
   Tens() {
-    for (int64_t each = 0; each <= EXACT_TENS; ++each) {
+    for (int64_t each = 0; each <= DECIMAL_DIGITS; ++each) {
       whole[each] = power_of_ten(each);
-      real[each] = static_cast<double>(whole[each]);
+      if (each <= EXACT_TENS) real[each] = static_cast<double>(whole[each]);
     }
   }
 };
@@ -171,6 +176,27 @@ inline bool is_shortest(Field field) {
 #endif
 }
 
+// The double of a number; false: it is none, or nobody says so here.
+inline bool read_double(Field field, const Number& number, double& value) {
+  const int64_t exponent = number.exponent - number.behind;
+  // both of these are doubles, and so the one rounding is the right one (Clinger, PLDI 1990)
+  const bool is_double = number.whole + number.behind <= LONG_DIGITS && number.digits <= u64{1} << (DOUBLE_BITS + 1);
+  if (FLT_EVAL_METHOD == 0 && is_double && exponent >= -EXACT_TENS && exponent <= EXACT_TENS) {
+    value = static_cast<double>(number.digits);
+    value = exponent < 0 ? value / TENS.real[-exponent] : value * TENS.real[exponent];
+    if (number.is_negative) value = -value;
+    return true;
+  }
+#if defined(__cpp_lib_to_chars)
+  const char *begin = reinterpret_cast<const char*>(field.at), *end = reinterpret_cast<const char*>(field.end);
+  const auto read = std::from_chars(begin, end, value);
+  return read.ec == std::errc() && read.ptr == end && std::isfinite(value);
+#else
+  (void)field;
+  return false;
+#endif
+}
+
 // Whether a double keeps all digits of a number; false: it may.
 inline bool is_kept(Field field, const Number& number) {
   if (!number.has_exponent && number.whole + number.behind <= DOUBLE_DIGITS) return true;
@@ -184,19 +210,26 @@ inline bool is_kept(Field field, const Number& number) {
   return (count <= LONG_DIGITS && is_near_double(digits, places)) || is_shortest(field);
 }
 
-inline bool is_number(Field field, CsvColumn& column) {
-  Number number;
-  if (!read_number(field, number)) {
-    return column.kind == CS_DOUBLE && field.size() == 3 && (field.is("NaN", 3) || field.is("nan", 3));
-  }
-  if (column.kind == CS_DOUBLE) return is_kept(field, number);
-  if (number.has_exponent || number.whole > DECIMAL_DIGITS || number.behind > DECIMAL_DIGITS) return false;
-  if (number.whole == 1 && *number.begin == '0') number.whole = 0;
+inline bool is_no_number(Field field) { return field.size() == 3 && (field.is("NaN", 3) || field.is("nan", 3)); }
+
+// Whether 64 bits with a sign hold a number without a point.
+inline bool is_int64(const Number& number) {
+  if (number.whole <= INTEGER_DIGITS) return true;
+  return number.whole == LONG_DIGITS && number.digits <= static_cast<u64>(INT64_MAX) + number.is_negative;
+}
+
+// Whether a text is a number that a decimal may keep; its digits are noted.
+inline bool take_number(Field field, CsvColumn& column, Number& number) {
+  if (!read_number(field, number, column.is_settled != 0) || number.has_exponent) return false;
+  if (number.whole > DECIMAL_DIGITS || number.behind > DECIMAL_DIGITS) return false;
+  const bool is_doubtful = number.whole + number.behind > DOUBLE_DIGITS && !column.in_doubt;
+  if (is_doubtful && (!column.is_exact || !is_kept(field, number))) column.in_doubt = 1;
+  const u8* first = number.begin;
+  for (; number.whole && *first == '0'; ++first) --number.whole;
   const auto whole = static_cast<int32_t>(number.whole), behind = static_cast<int32_t>(number.behind);
   if (whole > column.digits) column.digits = whole;
   if (behind > column.scale) column.scale = behind;
   if (number.has_point) column.has_point = 1;
-  if (!column.in_doubt && !is_kept(field, number)) column.in_doubt = 1;
   return true;
 }
 
@@ -205,7 +238,7 @@ inline bool is_bool(Field field) {
   return field.is("false", 5) || field.is("False", 5) || field.is("FALSE", 5);
 }
 
-// Two or four digits as a number; what they are not makes it larger than any.
+// Two digits as a number; what they are not makes it larger than any.
 inline int two_digits(const u8* at) {
   return is_digit(at[0]) && is_digit(at[1]) ? (at[0] - '0') * 10 + (at[1] - '0') : 10000;
 }
@@ -216,67 +249,80 @@ inline bool is_next(const u8*& at, const u8* end, u8 byte) {
   return true;
 }
 
-// The year of a day of the calendar (ISO 8601), and what follows it; 0 if it is none.
-inline int read_day(const u8*& at, const u8* end) {
-  static constexpr int DAYS[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-  if (end - at < 10 || at[4] != '-' || at[7] != '-') return 0;
+// A time as it is written; the zone's offset is what its clocks are ahead.
+struct Moment {
+  int year = 0;
+  int64_t day = 0;  // since 1970
+  int64_t second = 0, fraction = 0, fraction_digits = 0, offset_s = 0;
+};
+
+// Passes a day of the calendar (ISO 8601); false: it is none.
+inline bool read_day(const u8*& at, const u8* end, Moment& moment) {
+  // days of a year of 365 before each month, and before the next year
+  static constexpr int BEFORE[] = {0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365};
+  constexpr int BEFORE_1970 = 719162;  // since the first of January of the year 1
+  if (end - at < 10 || at[4] != '-' || at[7] != '-') return false;
   const int year = two_digits(at) * 100 + two_digits(at + 2), month = two_digits(at + 5), day = two_digits(at + 8);
-  if (year > 9999 || year < 1 || month < 1 || month > 12) return 0;
-  const bool leaps = month == 2 && year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+  if (year > 9999 || year < 1 || month < 1 || month > 12) return false;
+  const bool leaps = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+  if (day < 1 || day > BEFORE[month] - BEFORE[month - 1] + (leaps && month == 2)) return false;
+  const int years = year - 1;
+  moment.year = year;
+  moment.day = years * 365 + years / 4 - years / 100 + years / 400 + BEFORE[month - 1] + (leaps && month > 2) + day -
+               1 - BEFORE_1970;
   at += 10;
-  return day >= 1 && day <= DAYS[month - 1] + leaps ? year : 0;
+  return true;
 }
 
-inline bool is_date(Field field) { return read_day(field.at, field.end) && field.at == field.end; }
+inline bool is_date(Field field, Moment& moment) {
+  return read_day(field.at, field.end, moment) && field.at == field.end;
+}
 
-inline bool read_zone(const u8*& at, const u8* end) {
+inline bool read_zone(const u8*& at, const u8* end, Moment& moment) {
   if (is_next(at, end, 'Z')) return true;
   if (end - at < 3 || (*at != '+' && *at != '-') || two_digits(at + 1) > 23) return false;
+  const int64_t sign = *at == '-' ? -1 : 1;
+  moment.offset_s = sign * two_digits(at + 1) * 3600;
   at += 3;
   if (at == end) return true;
   is_next(at, end, ':');
   if (end - at < 2 || two_digits(at) > 59) return false;
+  moment.offset_s += sign * two_digits(at) * 60;
   at += 2;
   return true;
 }
 
-inline bool is_time(Field field, CsvColumn& column) {
-  const u8 *&at = field.at, *end = field.end;
-  const int year = read_day(at, end);
-  if (!year || end - at < 6 || (*at != 'T' && *at != ' ')) return false;
-  if (two_digits(at + 1) > 23 || at[3] != ':' || two_digits(at + 4) > 59) return false;
-  at += 6;
-  if (end - at >= 3 && *at == ':') {
-    if (two_digits(at + 1) > 59) return false;
-    at += 3;
-    if (is_next(at, end, '.')) {
-      const u8* begin = at;
-      at = after_digits(at, end);
-      if (at == begin || at - begin > column.most) return false;
-    }
-  }
-  if (year == NANOS_FIRST || year == NANOS_LAST) return false;
-  if (year < NANOS_FIRST || year > NANOS_LAST) column.is_far = 1;
-  return (column.kind != CS_ZONED || read_zone(at, end)) && at == end;
+// Passes a fraction of a second, if there is one; false: it is none, or has more digits.
+inline bool read_fraction(const u8*& at, const u8* end, int64_t most, Moment& moment) {
+  if (!is_next(at, end, '.')) return true;
+  const u8* begin = at;
+  u64 fraction = 0;
+  at = after_digits(at, end, fraction);
+  moment.fraction_digits = at - begin;
+  if (at == begin || moment.fraction_digits > most) return false;
+  moment.fraction = static_cast<int64_t>(fraction);
+  return true;
 }
 
-// Whether a text that is not empty is a value of a column's kind; what it says of the column is noted there.
-inline bool fits(Field field, CsvColumn& column) {
-  if (column.kind == CS_BOOL) return is_bool(field);
-  while (field.at < field.end && (*field.at == ' ' || *field.at == '\t')) ++field.at;
-  while (field.at < field.end && (field.end[-1] == ' ' || field.end[-1] == '\t')) --field.end;
-  switch (column.kind) {
-    case CS_NUMBER:
-    case CS_DOUBLE:
-      return is_number(field, column);
-    case CS_DATE:
-      return is_date(field);
-    case CS_TIME:
-    case CS_ZONED:
-      return is_time(field, column);
-    default:
-      return false;
+inline bool is_time(Field field, CsvColumn& column, Moment& moment) {
+  const u8 *&at = field.at, *end = field.end;
+  if (!read_day(at, end, moment)) return false;
+  if (moment.year == NANOS_FIRST || moment.year == NANOS_LAST) return false;
+  if (moment.year < NANOS_FIRST || moment.year > NANOS_LAST) column.is_far = 1;
+  if (at == end) return column.is_settled && column.kind == CS_TIME;
+  if (end - at < 6 || (*at != 'T' && *at != ' ')) return false;
+  const int hour = two_digits(at + 1), minute = two_digits(at + 4);
+  if (hour > 23 || at[3] != ':' || minute > 59) return false;
+  moment.second = hour * 3600 + minute * 60;
+  at += 6;
+  if (end - at >= 3 && *at == ':') {
+    const int second = two_digits(at + 1);
+    if (second > 59) return false;
+    moment.second += second;
+    at += 3;
+    if (!read_fraction(at, end, column.most, moment)) return false;
   }
+  return (column.kind != CS_ZONED || read_zone(at, end, moment)) && at == end;
 }
 
 }  // namespace csvscan
