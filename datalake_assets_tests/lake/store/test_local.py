@@ -127,6 +127,17 @@ def test_delete_syncs_each_folder_once(local_store: Store, calls: list[str]) -> 
     assert calls == ["unlink a/1", "unlink a/2", "unlink b/3", "fsync a", "fsync b"]
 
 
+def test_data_files_are_deleted_without_a_lock_and_never_swapped(local_store: Store) -> None:
+    """A lock is a file of its own; there is none to keep, since nobody compares data files and replaces them."""
+    local_store.publish(stage(local_store))
+    local_store.delete([DATA, DATA.replace("_1", "_2")])
+
+    assert local_store.head(DATA) is None
+    assert not Path(local_store.uri, ".staging/locks").exists()
+    with pytest.raises(ValueError, match="never swapped"):
+        local_store.swap(DATA, b"", etag=local_store.put(DATA, b"other"))
+
+
 def test_write_is_ambiguous_when_its_folder_cannot_be_synced(
     local_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
