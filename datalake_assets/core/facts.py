@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import PastCommit
+from datalake_assets.core.values import Value
 from datalake_assets.core.wording import size_text
 
 if TYPE_CHECKING:
@@ -71,8 +74,7 @@ def bucket_label(bucket: int) -> str:
     return f"{size_text(low)} to {size_text(high)}" if low else f"below {size_text(high)}"
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionFacts:
+class PartitionFacts(Value, frozen=True):
     """A partition, by its manifest.
 
     Attributes:
@@ -104,7 +106,7 @@ class PartitionFacts:
     min_time: datetime | None = None
     max_time: datetime | None = None
     generation: int = 0
-    position: Mapping[str, Any] = field(default_factory=dict)
+    position: Mapping[str, Any] = msgspec.field(default_factory=dict)
     rows_added: int = 0
     files_added: int = 0
 
@@ -149,8 +151,7 @@ class PartitionFacts:
         return replace(later, rows_added=rows, files_added=files)
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(Value, frozen=True):
     """What a compaction by the feed's policy would do with a partition now.
 
     Attributes:
@@ -170,11 +171,10 @@ class Outlook:
     bytes_to_rewrite: int = 0
 
 
-_FACTS, _OUTLOOK = (tuple(each.name for each in fields(kind)) for kind in (PartitionFacts, Outlook))
+_FACTS, _OUTLOOK = PartitionFacts.__struct_fields__, Outlook.__struct_fields__
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedPartition(PartitionFacts):
+class PlannedPartition(PartitionFacts, frozen=True):
     """A partition, and what a compaction by the feed's policy would do with it now.
 
     Attributes:
@@ -244,8 +244,7 @@ class PlannedPartition(PartitionFacts):
         return len(self.history) >= self.generation
 
 
-@dataclass(frozen=True, slots=True)
-class FeedTotals:
+class FeedTotals(Value, frozen=True):
     """A feed as a whole, by its summary.
 
     Attributes:
@@ -276,16 +275,14 @@ class WaitingRows:
     undecided: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Value, frozen=True):
     """How far a write is; reported every few hundred milliseconds at the most."""
 
     rows: int
     bytes_written: int
 
 
-@dataclass(frozen=True, slots=True)
-class WriteReport:
+class WriteReport(Value, frozen=True):
     """What one write did.
 
     Attributes:
@@ -312,8 +309,8 @@ class WriteReport:
     removed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     totals: FeedTotals | None = None
-    stayed: Mapping[str, int] = field(default_factory=dict)
-    misfits: Mapping[str, int] = field(default_factory=dict)
+    stayed: Mapping[str, int] = msgspec.field(default_factory=dict)
+    misfits: Mapping[str, int] = msgspec.field(default_factory=dict)
     values_discarded: int = 0
 
     @property
@@ -353,8 +350,7 @@ class FailedCheck:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class ExportResult:
+class ExportResult(Value, frozen=True):
     """What an export of a feed came to.
 
     Attributes:
@@ -405,8 +401,7 @@ class ExportResult:
         return FeedTotals(totals.partitions, newest.rows, newest.files, newest.small_files, newest.size_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Value, frozen=True):
     """A file that is left in place and in no manifest.
 
     Attributes:
@@ -438,8 +433,7 @@ class PagesCompared:
     read_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
+class Deletion(Value, frozen=True):
     """Rows of a partition that a condition is true of, on their way out, or gone.
 
     Attributes:
@@ -464,8 +458,7 @@ class Deletion:
         return sum(self.matching.values())
 
 
-@dataclass(frozen=True, slots=True)
-class FileChanges:
+class FileChanges(Value, frozen=True):
     """Data files that joined a partition of an adopted table and left it, other than by a merge."""
 
     added: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 
 from datalake_assets.core.partitions import version_key
 from datalake_assets.core.position import Holes, Runs, SourcePartition, offset_to_json, partition_of
+from datalake_assets.core.values import Value
 from datalake_assets.errors import ConfigError, CorruptLake
 
 __all__ = ["Conversion", "FeedState", "Version"]
@@ -53,8 +54,7 @@ class Conversion(msgspec.Struct, frozen=True, omit_defaults=True):
     is_given_up: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FeedState:
+class FeedState(Value, frozen=True):
     """The state of one feed.
 
     Attributes:
@@ -77,13 +77,13 @@ class FeedState:
 
     position_kind: str | None = None
     epoch: int = 0
-    hint: Mapping[SourcePartition, int] = field(default_factory=dict)
+    hint: Mapping[SourcePartition, int] = msgspec.field(default_factory=dict)
     watermark: datetime | None = None
     next_version: int = 1
     versions: tuple[Version, ...] = ()
     removing: tuple[int, ...] = ()
     schema: str | None = None
-    rejected: Mapping[SourcePartition, Holes] = field(default_factory=dict)
+    rejected: Mapping[SourcePartition, Holes] = msgspec.field(default_factory=dict)
     deleted: str = ""
     form: str = ""
     conversion: Conversion | None = None

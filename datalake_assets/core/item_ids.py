@@ -12,9 +12,12 @@ import hashlib
 import heapq
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
+
+from datalake_assets.core.values import Value
 
 __all__ = [
     "MAX_RECENT",
@@ -51,8 +54,7 @@ def forgotten_at(moment: datetime) -> int:
     return -int(-moment.timestamp() // ROUND_S) * ROUND_S
 
 
-@dataclass(frozen=True, slots=True)
-class SealedIds:
+class SealedIds(Value, frozen=True):
     """Digests in an object of their own.
 
     Attributes:
@@ -68,8 +70,7 @@ class SealedIds:
     checksum: str
 
 
-@dataclass(frozen=True, slots=True)
-class IdsPosition:
+class IdsPosition(Value, frozen=True):
     """The items whose rows a partition holds, but for those that cannot come again.
 
     Attributes:
@@ -77,7 +78,7 @@ class IdsPosition:
         sealed: Digests in objects of their own.
     """
 
-    recent: Mapping[bytes, int] = field(default_factory=dict)
+    recent: Mapping[bytes, int] = msgspec.field(default_factory=dict)
     sealed: tuple[SealedIds, ...] = ()
 
     def with_items(self, landed: Mapping[bytes, int], *, now: datetime) -> IdsPosition:

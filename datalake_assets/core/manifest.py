@@ -18,7 +18,7 @@ who change a partition, `Holdings` for those who read thousands of them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -28,6 +28,7 @@ import msgspec
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest_bytes import FORMAT, decoded_manifest, manifest_bytes
 from datalake_assets.core.position import Position, SnapshotPosition, WindowPosition, position_from_json
+from datalake_assets.core.values import Value
 from datalake_assets.errors import CommitConflict, CorruptLake
 
 __all__ = [
@@ -64,8 +65,7 @@ class Publish(msgspec.Struct, frozen=True):
     parts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(Value, frozen=True):
     """A prepared commit.
 
     Attributes:
@@ -89,7 +89,7 @@ class Pending:
     position: Position | None = None
     schema: str | None = None
     deleted: bool = False
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 class Commit(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
@@ -155,8 +155,7 @@ class Garbage(msgspec.Struct, frozen=True, omit_defaults=True):
 HISTORY = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Value, frozen=True):
     """What a partition holds, and what is under way.
 
     Attributes:
@@ -458,8 +457,7 @@ class Decision(Enum):
     WAIT = "the store cannot tell yet"
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Value, frozen=True):
     """What was seen of one file after an attempt to publish it; the staged file was asked for first.
 
     Attributes:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from datalake_assets.core.values import Value
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
@@ -66,8 +66,7 @@ class PartitionBy(StrEnum):
         return "/".join(parts[: {"month": 2, "day": 3, "hour": 4}[self.value]])
 
 
-@dataclass(frozen=True, slots=True)
-class TimeWindow:
+class TimeWindow(Value, frozen=True):
     """A half-open interval ``[start, end)`` of aware UTC times."""
 
     start: datetime

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import msgspec
+
 from datalake_assets.core.item_ids import IdsPosition
+from datalake_assets.core.values import Value
 from datalake_assets.errors import CorruptLake
 
 if TYPE_CHECKING:
@@ -181,8 +183,7 @@ def _without(runs: Runs, taken: Runs) -> Runs:
     return tuple(left)
 
 
-@dataclass(frozen=True, slots=True)
-class Holes:
+class Holes(Value, frozen=True):
     """Offsets of a source partition that lie below a position and whose rows are not there.
 
     Attributes:
@@ -224,8 +225,7 @@ class Holes:
         return cls(tuple((int(first), int(last)) for first, last in runs), int(unsure))
 
 
-@dataclass(frozen=True, slots=True)
-class OffsetsPosition:
+class OffsetsPosition(Value, frozen=True):
     """Next wanted offset by source partition: rows below it are in the lake but for holes, rows at or above it are not.
 
     Attributes:
@@ -234,8 +234,8 @@ class OffsetsPosition:
         holes: By source partition, of the same epoch; those without any are left out.
     """
 
-    next_offsets: Mapping[SourcePartition, tuple[int, int]] = field(default_factory=dict)
-    holes: Mapping[SourcePartition, Holes] = field(default_factory=dict)
+    next_offsets: Mapping[SourcePartition, tuple[int, int]] = msgspec.field(default_factory=dict)
+    holes: Mapping[SourcePartition, Holes] = msgspec.field(default_factory=dict)
 
     def floor(self, source_partition: SourcePartition, epoch: int) -> int:
         """The first offset of ``epoch`` that is not in the lake; 0 if none is, and beyond all in a past epoch."""
@@ -333,8 +333,7 @@ def _by_partition(found: Mapping[SourcePartition, T]) -> Iterable[tuple[SourcePa
     return sorted(found.items(), key=lambda each: (isinstance(each[0], str), each[0]))
 
 
-@dataclass(frozen=True, slots=True)
-class WindowPosition:
+class WindowPosition(Value, frozen=True):
     """A partition that holds what one pull of its window saw.
 
     Attributes:
@@ -366,8 +365,7 @@ class WindowPosition:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotPosition:
+class SnapshotPosition(Value, frozen=True):
     """A version of a table.
 
     Attributes:

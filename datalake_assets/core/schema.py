@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from datalake_assets.core.values import Value
 from datalake_assets.errors import InvalidFeed, SchemaChanged
 
 if TYPE_CHECKING:
@@ -216,8 +216,7 @@ def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
     return column
 
 
-@dataclass(frozen=True, slots=True)
-class Misfit:
+class Misfit(Value, frozen=True):
     """Values of one column that do not fit a feed's schema, for one reason.
 
     Attributes:
@@ -233,8 +232,7 @@ class Misfit:
     is_required: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
+class Fitted(Value, frozen=True):
     """A batch in a feed's schema; values that do not fit are null, and columns that the schema lacks are gone.
 
     Attributes:

@@ -8,14 +8,16 @@ hold, and what the source delivered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRules, outlook_of_plan
 from datalake_assets.core.facts import FailedCheck, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, key_of, keys_in, window_of
+from datalake_assets.core.values import Value
 from datalake_assets.core.wording import files_text, size_text
 from datalake_assets.errors import SchemaChanged
 from datalake_assets.policies import Checks, Freshness, Level, Limits
@@ -63,8 +65,7 @@ QUEUE_DEPTH = "queue_depth"
 _NAMED = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
+class Drift(Value, frozen=True):
     """A file whose columns are not the feed's, or cannot even be read.
 
     Attributes:
@@ -76,8 +77,7 @@ class Drift:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionFooters:
+class PartitionFooters(Value, frozen=True):
     """What the footers of a partition's files say.
 
     Attributes:
@@ -95,8 +95,7 @@ class PartitionFooters:
     drifts: tuple[Drift, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Value, frozen=True):
     """What a check found.
 
     Attributes:
@@ -106,7 +105,7 @@ class Verdict:
     """
 
     level: Level = Level.OK
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = msgspec.field(default_factory=dict)
     lines: tuple[str, ...] = ()
 
     @property
@@ -360,8 +359,7 @@ def _span(age: timedelta) -> str:
     return str(timedelta(seconds=round(age.total_seconds())))
 
 
-@dataclass(frozen=True, slots=True)
-class RowCount:
+class RowCount(Value, frozen=True):
     """The rows of one partition, counted twice.
 
     Attributes:
@@ -387,8 +385,7 @@ class RowCount:
         return None if not self.previous else 100.0 * (self.promised - self.previous) / self.previous
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Value, frozen=True):
     """What became of the rows that a source delivered to one export.
 
     Attributes:

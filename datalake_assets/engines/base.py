@@ -10,10 +10,10 @@ gone, and a worker that was given up may finish all the same: nobody takes what 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from datalake_assets.core.compaction.compaction_report import TaskFigures
+from datalake_assets.core.values import Value
 from datalake_assets.errors import AmbiguousWrite, DatalakeError, TransientStoreError
 
 __all__ = ["Cancelled", "Done", "Engine", "Progress", "Share", "Task", "transient"]
@@ -29,8 +29,7 @@ class Cancelled(Exception):
     """Nobody wants a task's result any more; the task drops what it has made, and lets this pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task(Generic[ResultT_co]):
+class Task(Value, Generic[ResultT_co], frozen=True):
     """A piece of work for any process.
 
     Attributes:
@@ -45,8 +44,7 @@ class Task(Generic[ResultT_co]):
     memory_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Done(Generic[ResultT_co]):
+class Done(Value, Generic[ResultT_co], frozen=True):
     """A task that came to its end.
 
     Attributes:
@@ -60,8 +58,7 @@ class Done(Generic[ResultT_co]):
     figures: TaskFigures
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Value, frozen=True):
     """How an engine is divided among tasks.
 
     Attributes:

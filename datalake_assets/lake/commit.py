@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import msgspec
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Decision, Garbage, Manifest, Pending, Publish, Seen, decide
 from datalake_assets.core.position import Position
+from datalake_assets.core.values import Value
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import (
     AmbiguousWrite,
@@ -39,16 +40,14 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Value, frozen=True):
     """A manifest as it was read: ``etag`` is None if there was none."""
 
     etag: str | None
     manifest: Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(Value, frozen=True):
     """What a change does to the manifest that it was planned on, beside adding files; becomes part of `Pending`.
 
     What it ``follows`` is the manifest of the same partition in another form: its history goes on in this one.
@@ -58,12 +57,11 @@ class Planned:
     remove: tuple[str, ...] = ()
     schema: str | None = None
     deleted: bool = False
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str] = msgspec.field(default_factory=dict)
     follows: Manifest | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Value, frozen=True):
     """One commit to be.
 
     Attributes:

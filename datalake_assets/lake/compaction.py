@@ -34,6 +34,7 @@ from datalake_assets.core.compaction.plan import (
 from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.values import Value
 from datalake_assets.engines import open_engine
 from datalake_assets.engines.base import Engine, Task
 from datalake_assets.errors import CommitConflict
@@ -129,15 +130,14 @@ class _Tally:
         return "concat" if self.copied else "reencode" if self.encoded else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
+class _Work(Value, frozen=True):
     """A group that was rewritten and is not committed yet."""
 
     group: CompactionGroup
     commit_id: str
     done: Rewritten[StagedFile] | None
     failed: frozenset[str] = frozenset()
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 class Compaction:

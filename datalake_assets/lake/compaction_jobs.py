@@ -10,10 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+
 from datalake_assets.core.files import DataFile, data_file_name
+from datalake_assets.core.values import Value
 from datalake_assets.engines.base import Cancelled, Progress
 from datalake_assets.errors import CorruptLake, DatalakeError, EngineError, ObjectNotFound, unforeseen_text
 from datalake_assets.lake.compaction_inputs import AHEAD_BYTES, Inputs
@@ -31,8 +34,7 @@ __all__ = ["RewriteJob", "RewriteResult", "check_shared", "staging_opener"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RewriteResult:
+class RewriteResult(Value, frozen=True):
     """What came of a group.
 
     Attributes:
@@ -43,7 +45,7 @@ class RewriteResult:
 
     done: Rewritten[StagedFile] | None
     failed: frozenset[str] = frozenset()
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
+from datalake_assets.core.values import Value
 from datalake_assets.errors import ConfigError, InvalidFeed, LakeError, ObjectNotFound
 from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
 from datalake_assets.feed_sources import FeedKind
@@ -23,8 +23,7 @@ ACTIVE, ARCHIVED = f"{FEEDS_PREFIX}/active/", f"{FEEDS_PREFIX}/archived/"
 _READERS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class FeedProblem:
+class FeedProblem(Value, frozen=True):
     """A file of the registry that is not a feed.
 
     Attributes:
@@ -43,16 +42,14 @@ class FeedProblem:
         return _name_of(self.file)
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryListing:
+class RegistryListing(Value, frozen=True):
     """The feeds of a registry, by name, and the files that had to be skipped."""
 
     feeds: tuple[Feed, ...]
     problems: tuple[FeedProblem, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FeedCopy:
+class FeedCopy(Value, frozen=True):
     """A feed as one of the two folders has it."""
 
     feed: Feed

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.values import Value
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError, unforeseen_text
 from datalake_assets.feed_sources import FeedKind
@@ -215,8 +216,7 @@ def unknown_file(folder: FeedFolder, name: str, detail: str) -> Difference:
     return Difference(name_text(below), "unknown file", name_text(name), detail)
 
 
-@dataclass(frozen=True, slots=True)
-class _Settled:
+class _Settled(Value, frozen=True):
     """What became of one partition.
 
     Attributes:

@@ -21,6 +21,7 @@ from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, partition_by, partition_key, partition_path
 from datalake_assets.core.position import position_facts
+from datalake_assets.core.values import Value
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
@@ -114,8 +115,7 @@ _S3 = {"s3", "s3a", "s3n"}
 _beside: weakref.WeakKeyDictionary[Store, dict[str, Store]] = weakref.WeakKeyDictionary()
 
 
-@dataclass(frozen=True, slots=True)
-class FolderAddress:
+class FolderAddress(Value, frozen=True):
     """An adopted folder.
 
     Attributes:

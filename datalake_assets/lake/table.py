@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+import msgspec
+
 from datalake_assets.core.facts import (
     Deletion,
     Expired,
@@ -18,6 +20,7 @@ from datalake_assets.core.facts import (
     Progress,
     WriteReport,
 )
+from datalake_assets.core.values import Value
 from datalake_assets.feed import Feed
 
 if TYPE_CHECKING:
@@ -54,8 +57,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class ExportPlan:
+class ExportPlan(Value, frozen=True):
     """What one export of a feed reads, and which partitions it stands for.
 
     Attributes:
@@ -68,8 +70,7 @@ class ExportPlan:
     request: ReadRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Value, frozen=True):
     """Something in the lake that is not as the manifests say.
 
     Attributes:
@@ -129,8 +130,7 @@ class Reconciliation:
     why_not_compacted: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
+class Repair(Value, frozen=True):
     """What a repair did.
 
     Attributes:
@@ -144,8 +144,8 @@ class Repair:
     finished: int = 0
     undone: int = 0
     swept: int = 0
-    waiting: tuple[str, ...] = field(default=())
-    found: Reconciliation = field(default_factory=Reconciliation)
+    waiting: tuple[str, ...] = msgspec.field(default=())
+    found: Reconciliation = msgspec.field(default_factory=Reconciliation)
 
     @property
     def reconciled(self) -> int:
@@ -461,8 +461,7 @@ class IsStale(Protocol):
         """Whether something would be another if it were made now: some requests for each input and partition."""
 
 
-@dataclass(frozen=True, slots=True)
-class Logged:
+class Logged(Value, frozen=True):
     """A table whose own log says which files count, for engines that read it by that.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow.types as pt
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.schema import column_named
 from datalake_assets.core.table_formats import TableFormat, footer_format
+from datalake_assets.core.values import Value
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.decoding import Tail, check_chunks
 from datalake_assets.parquet.footer import footer_fault
@@ -40,8 +40,7 @@ _Times = tuple[datetime | None, datetime | None]
 INT96_UNIT = "us"
 
 
-@dataclass(frozen=True, slots=True)
-class AdoptedFooter:
+class AdoptedFooter(Value, frozen=True):
     """What the footer of a file in an adopted folder says.
 
     Attributes:

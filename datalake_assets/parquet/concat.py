@@ -22,6 +22,7 @@ from dataclasses import field as declared
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.values import Value
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.pages import PageWalk, UnsoundPages
 from datalake_assets.parquet.row_groups import INDEX_FIELDS, MAGIC, Place, Role
@@ -152,8 +153,7 @@ class Concatenated:
     tail: bytes = declared(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSide:
+class ServerSide(Value, frozen=True):
     """Lets the store itself copy an appended file's bytes, where the sink can ask it to (`RangeCopier`).
 
     Attributes:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from datalake_assets.core.values import Value
 from datalake_assets.parquet.bit_streams import Numbers
 from datalake_assets.parquet.chunk_pages import (
     FIXED_OVERHEAD_BYTES,
@@ -388,8 +388,7 @@ def _planned(parquet: pq.ParquetFile, number: int, plan: list[tuple[int, int]]) 
                 break
 
 
-@dataclass(frozen=True, slots=True)
-class _Size:
+class _Size(Value, frozen=True):
     """What a row group's metadata lets expect.
 
     Attributes:

@@ -11,10 +11,10 @@ Source: apache/parquet-format, parquet.thrift (SchemaElement, LogicalType, Conve
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
+from datalake_assets.core.values import Value
 from datalake_assets.parquet.keys import Incompatible
 from datalake_assets.parquet.row_groups import REPEATED
 from datalake_assets.parquet.thrift import (
@@ -71,8 +71,7 @@ _ZERO = (I32, zigzag(0))
 Path: TypeAlias = tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(Value, frozen=True):
     """A column, or a group of columns.
 
     Attributes:

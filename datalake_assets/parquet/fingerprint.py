@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
+
+from datalake_assets.core.values import Value
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -155,8 +156,7 @@ def _struct(array: pa.Array) -> Hashes:
 _MODULUS = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class Multiset:
+class Multiset(Value, frozen=True):
     """A number of rows and the sum of their hashes, modulo 2**64."""
 
     rows: int = 0

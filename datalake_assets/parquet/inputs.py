@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 
 import pyarrow as pa
 
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.values import Value
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.chunk_pages import decompresses
 from datalake_assets.parquet.concat import ServerSide
@@ -40,8 +40,7 @@ _TIMES = ("INT64", "INT32")
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(Value, frozen=True):
     """One file to read.
 
     Attributes:

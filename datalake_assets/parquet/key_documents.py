@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
+
+from datalake_assets.core.values import Value
 
 __all__ = [
     "Incompatible",
@@ -60,8 +61,7 @@ def text_of(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(Value, frozen=True):
     """One key's value in one file, or in those that were joined so far; None: it is not there."""
 
     value: bytes | None

@@ -16,13 +16,13 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.types as pt
 
 from datalake_assets.core.schema import SPELLINGS, spelled, spellings
+from datalake_assets.core.values import Value
 from datalake_assets.parquet.key_documents import (
     Incompatible,
     Join,
@@ -159,8 +159,7 @@ def without_dropped(footer: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     return {key: value for key, value in footer.items() if _rule(key) is not _dropped}
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValues:
+class KeyValues(Value, frozen=True):
     """Key-values of one file, or what those of several become.
 
     Attributes:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.values import Value
 from datalake_assets.errors import CorruptLake
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatWriter, ServerSide
 from datalake_assets.parquet.footer import Footer, ReadAt
@@ -127,8 +128,7 @@ FinishedT = TypeVar("FinishedT")
 SLACK = 1.1
 
 
-@dataclass(frozen=True, slots=True)
-class Opener(Generic[FinishedT]):
+class Opener(Value, Generic[FinishedT], frozen=True):
     """Where outputs go.
 
     Attributes:

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.values import Value
 from datalake_assets.errors import CorruptLake, UnreadableFile
 from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.decoding import fits_piece, open_parquet, tables
@@ -60,8 +61,7 @@ UNLIKE = "what it made does not read as the inputs do"
 MAX_REFUSALS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class WholeFile:
+class WholeFile(Value, frozen=True):
     """A small input, all of its bytes in memory, proven where anybody knows their digest.
 
     Attributes:
@@ -81,7 +81,7 @@ class WholeFile:
     weight_bytes: int
     plain_bytes: int
     row_groups: int
-    key_values: Mapping[bytes, bytes] = field(default_factory=dict)
+    key_values: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
     why: str = ""
     is_ours: bool = False
     part_of: str = ""

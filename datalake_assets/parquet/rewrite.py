@@ -11,15 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+import msgspec
 import pyarrow as pa
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.schema import column_named
+from datalake_assets.core.values import Value
 from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
 from datalake_assets.parquet.adopted_footer import is_time
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS
@@ -41,8 +43,7 @@ __all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "workers_for"]
 FinishedT = TypeVar("FinishedT")
 
 
-@dataclass(frozen=True, slots=True)
-class Rewritten(Generic[FinishedT]):
+class Rewritten(Value, Generic[FinishedT], frozen=True):
     """What became of the inputs.
 
     Attributes:
@@ -61,7 +62,7 @@ class Rewritten(Generic[FinishedT]):
     copied: int = 0
     encoded: int = 0
     merged: int = 0
-    detours: Mapping[str, str] = field(default_factory=dict)
+    detours: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def gains_nothing(self) -> str:
@@ -131,8 +132,7 @@ def _shape_of_first(inputs: Sequence[Input], *, copied: bool) -> Shape:
         return shape_of(source, copied=copied)
 
 
-@dataclass(frozen=True, slots=True)
-class _Task(Generic[FinishedT]):
+class _Task(Value, Generic[FinishedT], frozen=True):
     """What all passes have in common: what `rewrite` was given, and threads that encode."""
 
     settings: RewriteSettings

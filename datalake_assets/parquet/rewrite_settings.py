@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from datalake_assets.core.values import Value
 from datalake_assets.parquet.decodable import ROW_BYTES, ROW_GROUPS_HELD
 from datalake_assets.parquet.writer import ParquetSettings
 
@@ -21,8 +21,7 @@ COPY_BYTES = 4 << 20
 AS_LARGE = 0.36
 
 
-@dataclass(frozen=True, slots=True)
-class RewriteSettings:
+class RewriteSettings(Value, frozen=True):
     """How files are rewritten.
 
     Attributes:

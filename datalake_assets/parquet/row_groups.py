@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from datalake_assets.core.values import Value
 from datalake_assets.parquet.thrift import I16, I32, I64, STRUCT, CompactReader, MalformedThrift, UndecodableThrift
 
 __all__ = [
@@ -114,8 +115,7 @@ class Chunk(NamedTuple):
     offsets: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RowGroup:
+class RowGroup(Value, frozen=True):
     """A row group's share of the file.
 
     Attributes:
@@ -135,8 +135,7 @@ class RowGroup:
         return self.end - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Value, frozen=True):
     """How a row group's metadata is rewritten.
 
     Attributes:

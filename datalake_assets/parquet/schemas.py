@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.types as pt
 
+from datalake_assets.core.values import Value
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.elements import check_agreement, encoded_schema, lost_type
 from datalake_assets.parquet.inputs import Input, OpenInput
@@ -221,8 +222,7 @@ ChunkValues = Mapping[str, Mapping[bytes, bytes]]
 """Key-values of column chunks, by the path of their columns."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(Value, frozen=True):
     """What followed from a footer's schema and key-values: small files have the same, and finding out costs as much.
 
     Attributes:
@@ -256,8 +256,7 @@ class _Known:
         return bool(self.arrow.equals(arrow, check_metadata=True)) and self.footer == footer
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Value, frozen=True):
     """What row groups of one output share.
 
     Attributes:

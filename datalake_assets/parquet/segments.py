@@ -12,7 +12,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import IO, Any
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from datalake_assets.core.values import Value
 from datalake_assets.errors import CorruptLake
 from datalake_assets.parquet.elements import encoded_schema, encoded_with, with_schema
 from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher, same_rows
@@ -80,8 +80,7 @@ class _Tailed:
         return bytes(self._pages[offset : min(end, size)]) + self._tail[max(0, offset - size) : max(0, end - size)]
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(Value, frozen=True):
     """How rows of a shape are encoded so that their file states what the inputs state.
 
     Attributes:
@@ -139,8 +138,7 @@ def _model(shape: Shape, settings: ParquetSettings, options: Mapping[str, Any]) 
     return Model(tailed.parsed(), options, change, wanted, complete)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Value, frozen=True):
     """An encoded row group.
 
     Attributes:
@@ -164,8 +162,7 @@ class Segment:
         return b"".join((self.read_at(0, self.footer.end_of_data), self.footer.data, _ending(self.footer.data)))
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentFormat:
+class SegmentFormat(Value, frozen=True):
     """How row groups are encoded.
 
     Attributes:

@@ -7,10 +7,11 @@ through all chunks again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
+
+from datalake_assets.core.values import Value
 
 __all__ = ["Stated", "StatedChunk", "StatedColumn", "StatedGroup", "stated_of", "value_width"]
 
@@ -74,8 +75,7 @@ class StatedGroup(NamedTuple):
     chunks: tuple[StatedChunk, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Stated:
+class Stated(Value, frozen=True):
     """All that was looked up.
 
     Attributes:

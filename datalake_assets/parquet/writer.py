@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
 
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from datalake_assets.core.arrow_arrays import empty_table, of_numbers
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.values import Value
 from datalake_assets.parquet.sinks import Sink, new_checksum
 
 __all__ = [
@@ -159,8 +159,7 @@ _UNITS: Mapping[str, Callable[[int], timedelta]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ParquetSettings:
+class ParquetSettings(Value, frozen=True):
     """How files are written.
 
     Attributes:

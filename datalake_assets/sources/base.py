@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from datalake_assets.core.values import Value
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import SystemSource
@@ -39,8 +39,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class SourceObject:
+class SourceObject(Value, frozen=True):
     """Something at a source that could become a feed.
 
     Attributes:
@@ -156,8 +155,7 @@ class TellsNews(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class FeedOption:
+class FeedOption(Value, frozen=True):
     """An option of ``datalake feeds add`` that fills a field of a source's model.
 
     Attributes:
@@ -198,8 +196,7 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-@dataclass(frozen=True, slots=True)
-class System:
+class System(Value, frozen=True):
     """A system's declaration; a line in `datalake_assets.sources.systems` makes it one of those that there are.
 
     Attributes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from datalake_assets.core.compaction.plan import LeftAlone
 from datalake_assets.core.facts import PartitionFacts, PlannedPartition
+from datalake_assets.core.values import Value
 from datalake_assets.core.wording import size_text
 
 __all__ = ["CompactionProgress", "CompactionReport", "TaskFigures", "tasks_text", "way_text"]
@@ -43,8 +44,7 @@ class TaskFigures:
     waited_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class CompactionReport:
+class CompactionReport(Value, frozen=True):
     """What the compaction of one partition did.
 
     Attributes:
@@ -120,8 +120,7 @@ def tasks_text(tasks: Sequence[TaskFigures]) -> str:
     return f", {len(tasks)} task{'s' * (len(tasks) > 1)} on {workers} worker{'s' * (workers > 1)}, {cpu_s:.1f} CPU-s"
 
 
-@dataclass(frozen=True, slots=True)
-class CompactionProgress:
+class CompactionProgress(Value, frozen=True):
     """How far a compaction is: input bytes done, of those planned."""
 
     bytes_done: int

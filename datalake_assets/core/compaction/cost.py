@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from datalake_assets.core.values import Value
+
 __all__ = [
     "PAYBACK_MONTHS",
     "SCANS_PER_MONTH",
@@ -74,8 +76,7 @@ class Estimate:
         return self.dollars_saved_per_month / self.dollars_cost if self.dollars_cost else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Rewrite:
+class Rewrite(Value, frozen=True):
     """Files that become others, in numbers."""
 
     files_before: int
@@ -114,8 +115,7 @@ def estimate_of(rewrites: list[Rewrite], *, files: int) -> Estimate:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class MonthlyCost:
+class MonthlyCost(Value, frozen=True):
     """What it costs to keep files in S3 and to read them.
 
     Attributes:

@@ -14,11 +14,11 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.values import Value
 
 __all__ = ["TIER_BASE_BYTES", "Bundle", "as_few_as_possible", "by_tiers", "tier_bounds", "tier_of", "time_order"]
 
@@ -32,8 +32,7 @@ def time_order(file: DataFile) -> tuple[datetime, str]:
     return file.min_time or _BEFORE_ALL, file.name
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(Value, frozen=True):
     """A file, or files that are taken for one because their merge is planned already.
 
     Attributes:

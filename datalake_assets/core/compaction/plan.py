@@ -33,6 +33,7 @@ from datalake_assets.core.compaction.packing import (
 )
 from datalake_assets.core.facts import Outlook, PartitionFacts
 from datalake_assets.core.files import DataFile, written_at
+from datalake_assets.core.values import Value
 from datalake_assets.core.wording import files_text, size_text, span_text
 from datalake_assets.feed import Feed
 from datalake_assets.settings import Environment
@@ -55,8 +56,7 @@ __all__ = [
 MIN_FILES = {Environment.DEVELOPMENT: 3, Environment.STAGING: 15, Environment.PRODUCTION: 20}
 
 
-@dataclass(frozen=True, slots=True)
-class CompactionRequest:
+class CompactionRequest(Value, frozen=True):
     """What one command or run asks for, over a feed's policy.
 
     Attributes:
@@ -76,8 +76,7 @@ class CompactionRequest:
     engine: str = "local"
 
 
-@dataclass(frozen=True, slots=True)
-class CompactionRules:
+class CompactionRules(Value, frozen=True):
     """A feed's `CompactionPolicy` with the installation's defaults and the request filled in."""
 
     target_file_bytes: int
@@ -96,8 +95,7 @@ class CompactionRules:
         return not self.force and now - last_commit < self.min_partition_age
 
 
-@dataclass(frozen=True, slots=True)
-class CompactionGroup:
+class CompactionGroup(Value, frozen=True):
     """Files that become one file (or, of a file that is too large, several).
 
     Attributes:
@@ -129,8 +127,7 @@ class LeftAlone:
     unusable: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class CompactionPlan:
+class CompactionPlan(Value, frozen=True):
     """What to merge in one partition.
 
     Attributes:

@@ -17,11 +17,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from datalake_assets.core.values import Value
 from datalake_assets.errors import (
     ConfigError,
     CorruptLake,
@@ -52,8 +52,7 @@ class _Record(msgspec.Struct, frozen=True):
     claims: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Value, frozen=True):
     """A lake's claim to an adopted folder.
 
     Attributes:

@@ -16,13 +16,13 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import msgspec
 
+from datalake_assets.core.values import Value
 from datalake_assets.errors import ConfigError, PreconditionFailed, UnsafeStore
 from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
 from datalake_assets.parquet.sinks import ByteLike, FinishedSink
@@ -70,8 +70,7 @@ class ObjectInfo(msgspec.Struct, frozen=True, gc=False):
     is_link: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StagedFile:
+class StagedFile(Value, frozen=True):
     """A whole file, durable and invisible to every reader until it is published; survives the process as plain data.
 
     Attributes:
@@ -87,8 +86,7 @@ class StagedFile:
     parts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StaleUpload:
+class StaleUpload(Value, frozen=True):
     """Something staged, finished or not, that nobody has published yet.
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
+from datalake_assets.core.values import Value
 from datalake_assets.errors import AmbiguousWrite, ObjectNotFound, PreconditionFailed, TransientStoreError
 from datalake_assets.lake.store.base import Store
 
@@ -19,8 +19,7 @@ _SENT = 3
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(Value, frozen=True):
     """An object as it was read; body and ETag are None if there was none."""
 
     body: bytes | None = None

@@ -21,13 +21,13 @@ import enum
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from datalake_assets.core.values import Value
 from datalake_assets.native_library import loaded_or_why_not, setting
 from datalake_assets.parquet.native.interface import (
     STEPS,
@@ -143,8 +143,7 @@ class Cancel:
         return ctypes.addressof(self._flag)
 
 
-@dataclass(frozen=True, slots=True)
-class MergeOptions:
+class MergeOptions(Value, frozen=True):
     """How files are merged.
 
     Attributes:
@@ -180,12 +179,11 @@ class MergeOptions:
     order: Literal["keep", "sort", "refuse"] = "keep"
     bloom: Literal["drop", "build", "refuse"] = "build"
     memory_bytes: int = 0
-    key_values: Mapping[bytes, bytes | None] | None = field(default_factory=dict)
+    key_values: Mapping[bytes, bytes | None] | None = msgspec.field(default_factory=dict)
     created_by: bytes = b"parquet-cpp-arrow version 26.0.1"
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
+class Merged(Value, frozen=True):
     """A Parquet file of one row group (none, if there are no rows), in memory.
 
     Attributes:
@@ -267,8 +265,7 @@ class Checked(msgspec.Struct, frozen=True):
     times: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NativeStatus:
+class NativeStatus(Value, frozen=True):
     """Whether the kernel is there.
 
     Attributes:

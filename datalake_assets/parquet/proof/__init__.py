@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 
+from datalake_assets.core.values import Value
 from datalake_assets.native_library import library_of, loaded_or_why_not, setting
 
 __all__ = ["Compared", "Comparer", "Side", "Verdict", "comparer_status", "load_comparer", "open_comparer"]
@@ -79,8 +79,7 @@ class Verdict(IntEnum):
     UNCLEAR = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(Value, frozen=True):
     """A file of one side.
 
     Attributes:
@@ -94,8 +93,7 @@ class Side:
     proven: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(Value, frozen=True):
     """What came of a comparison.
 
     Attributes:
