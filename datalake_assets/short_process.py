@@ -7,7 +7,14 @@ import gc
 import os
 import sys
 
-__all__ = ["BLAS_THREADS", "PLUGINS", "prepare_long_process", "prepare_short_process"]
+__all__ = [
+    "ALLOCATION",
+    "BLAS_THREADS",
+    "PLUGINS",
+    "keep_freed_memory",
+    "prepare_long_process",
+    "prepare_short_process",
+]
 
 #: Objects made before Python looks for garbage among the young ones; its own 700 costs a command a tenth of its time.
 #: More than a command's imports leave, 60,000: it would look through all of them, and find none.
@@ -20,6 +27,11 @@ BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 PLUGINS, ALL_PLUGINS = "PYDANTIC_DISABLE_PLUGINS", "__all__"
 #: Bound by nanobind, which prints what of it is still there at the end.
 COUNTS_LEAKS = "_duckdb"
+#: What glibc keeps of memory that was freed, in each of its arenas, and the largest piece that it gives from there, by
+#: their numbers for mallopt(3); and who else may have a say in it. By itself it gives back what one row group took, and
+#: has the kernel clear it again for the next: with zstd a fifteenth of the time that merging takes.
+KEPT = {-1: 32 << 20, -3: 16 << 20}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+ALLOCATION = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 #: How often Python looks by itself.
 _BY_ITSELF = gc.get_threshold()
 #: Variables that a short process has, and a long one has not.
@@ -51,6 +63,23 @@ def prepare_long_process() -> None:
     while _undone_later:
         os.environ.pop(_undone_later.pop(), None)
     gc.set_threshold(*_BY_ITSELF)
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep memory that was freed, for whoever asks for the same pieces again; in a short process.
+
+    One that stays has better use for it. Where the environment says how memory is given, or the C library is not glibc,
+    nothing changes.
+    """
+    if gc.get_threshold()[0] != COLLECTED_AFTER or any(name in os.environ for name in ALLOCATION):
+        return
+    import ctypes  # noqa: PLC0415  what merges needs it, and most commands do not
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    for option, size_bytes in KEPT.items():
+        mallopt(option, size_bytes)
 
 
 def _leave_garbage() -> None:

@@ -36,6 +36,7 @@ from datalake_assets.parquet.schemas import AnotherShape, Shape, inspect, shape_
 from datalake_assets.parquet.segment_queue import SegmentQueue
 from datalake_assets.parquet.segments import Model, Segment, SegmentFormat, model_of, sorted_pieces
 from datalake_assets.parquet.writer import ParquetSettings, use_pool
+from datalake_assets.short_process import keep_freed_memory
 
 __all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "workers_for"]
 
@@ -97,6 +98,7 @@ def rewrite(
         LakeError: The store failed; outputs were dropped.
     """
     use_pool("jemalloc")
+    keep_freed_memory()
     rejected: dict[str, str] = {}
     enough = min(len(inputs), 2)
     shape: Shape | None = None

@@ -5,13 +5,20 @@ from __future__ import annotations
 import gc
 import json
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 
 from datalake_assets.parquet.native import load_kernel
-from datalake_assets.short_process import BLAS_THREADS, PLUGINS, prepare_long_process, prepare_short_process
+from datalake_assets.short_process import (
+    ALLOCATION,
+    BLAS_THREADS,
+    PLUGINS,
+    prepare_long_process,
+    prepare_short_process,
+)
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed
 from datalake_assets_tests.lake.many_files import append
 
@@ -133,3 +140,33 @@ kept.itself = kept
         counts = [int(line.split()[1]) for line in done.stdout.splitlines()]
         assert counts
         assert all(count > 1000 for count in counts) is is_frozen
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide by themselves")
+@pytest.mark.parametrize("stays", [False, True])
+def test_memory_that_was_freed_is_kept_where_the_process_ends_soon(stays):
+    program = f"""
+import ctypes, resource
+from datalake_assets.short_process import keep_freed_memory, prepare_long_process, prepare_short_process
+prepare_short_process()
+if {stays}:
+    prepare_long_process()
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+if {stays}:
+    libc.mallopt(-3, 16 << 20)  # where pieces come from is the same, and what becomes of them is not
+for number in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [libc.malloc(14 << 20) for _ in range(2)]
+    for piece in held:
+        ctypes.memset(piece, 1, 14 << 20)
+    for piece in held:
+        libc.free(piece)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    command = [sys.executable, "-c", program]
+    env = {name: value for name, value in os.environ.items() if name not in ALLOCATION}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True, env=env)
+    cleared = int(done.stdout)  # pages, each of 4 KiB, or of 2 MiB
+    assert (cleared > 8) is stays
