@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import reduce
 from itertools import groupby
 from operator import and_, itemgetter
+from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -213,7 +214,12 @@ class BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has n
     """Files of others: Arrow's scanner decodes whole row groups, and some of theirs have no bound.
 
     DuckDB asks a dataset for its scanner, too, and so has the same bound.
+
+    Attributes:
+        left_out: Files that do not fit the others, and so are no part of it, with the reason.
     """
+
+    left_out: Mapping[str, str] = MappingProxyType({})
 
     def scanner(
         self,
@@ -326,11 +332,13 @@ def _dataset(
     store = folder.data_store
     there = {info.key for info in store.list(folder.data_root)} if folder.is_adopted else None
     files, expressions, gone = [], [], []
+    left_out: dict[str, str] = {}
     for key, manifest in manifests:
         expression = columns.expression(folder.partition_path(key))
         for file in manifest.files:
             name = folder.file_key(key, file.name)
             if file.left_out:
+                left_out[name] = file.left_out
                 logger.info("%s is left out of a scan: %s", name, file.left_out)
             elif there is not None and name not in there:
                 gone.append((key, file))
@@ -347,7 +355,9 @@ def _dataset(
     )
     if not folder.is_adopted:  # row groups of our own have a bounded size
         return dataset
-    return BoundedDataset(list(dataset.get_fragments()), dataset.schema, dataset.format, dataset.filesystem)
+    bounded = BoundedDataset(list(dataset.get_fragments()), dataset.schema, dataset.format, dataset.filesystem)
+    bounded.left_out = left_out
+    return bounded
 
 
 def _check_removed_by_others(folder: FeedFolder, gone: Sequence[tuple[str, DataFile]]) -> None:

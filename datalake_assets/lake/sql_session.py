@@ -27,6 +27,7 @@ from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import LakeError, ObjectNotFound, SnapshotExpired
 from datalake_assets.feed import Feed
 from datalake_assets.lake.exact_answers import exact_query
+from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.sql_gate import CheckedQuery, SqlLimits, SqlRefused, message_of, open_session
 from datalake_assets.lake.sql_views import is_taken, show
 from datalake_assets.lake.store.base import Store
@@ -100,7 +101,8 @@ def open_answer(
         query: The SQL.
         limits: What it may take of the machine.
         on_begin: Called with what ends the query from another thread; again whenever it begins anew.
-        on_left_out: Called with a line for each feed that cannot be read, where the query asks for all.
+        on_left_out: Called with a line for each feed that cannot be read, where the query asks for all; and for each
+            some files of which do not fit the others, so that no answer has their rows.
         live: Gives the rows that ``live.<feed>`` means; None where there are none such.
 
     Raises:
@@ -187,6 +189,10 @@ class _Question:
                     raise
                 self.on_left_out(f"{feed.path} is left out: {error}")
                 continue
+            if isinstance(dataset, BoundedDataset) and dataset.left_out:
+                named, why = min(dataset.left_out.items())
+                files = f"{len(dataset.left_out):,} of its files" if len(dataset.left_out) > 1 else "a file of it"
+                self.on_left_out(f"{feed.path}: {files} left out, {named}: {why}; see 'datalake verify {feed.name}'")
             if dataset.schema.names:
                 views.append(_View(table, snapshot, dataset, root=self.store.path("")))
             elif checked.tables is not None and feed.name not in checked.defined and LIVE not in checked.schemas:

@@ -205,6 +205,18 @@ def test_feed_that_cannot_be_read_hides_no_other(run, registry, tmp_path):
     assert run("sql", "select * from a").exit_code == 1
 
 
+def test_files_that_do_not_fit_the_others_are_told_with_each_answer(run, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for number, value in enumerate((1, 2, "x")):
+        pq.write_table(pa.table({"v": [value]}), theirs / f"{number}.parquet")
+    assert run("adopt", str(theirs), "--name", "theirs").exit_code == 0
+    for query, told in (("select count(*) as n from theirs", True), ("select 2 as n from s limit 1", False)):
+        result = run("sql", "--format", "csv", query)
+        assert (result.exit_code, result.stdout) == (0, "n\n2\n")
+        assert ("folders/theirs: a file of it left out, theirs/2.parquet: column 'v'" in result.stderr) is told
+
+
 def test_a_csv_head_is_no_formula_either(run):
     assert run("sql", "--format", "csv", 'select 1 as "=cmd()"').stdout == "'=cmd()\n1\n"
 
