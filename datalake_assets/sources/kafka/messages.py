@@ -45,6 +45,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 #: Kafka's type of timestamp of a message that has none (confluent_kafka.TIMESTAMP_NOT_AVAILABLE).
 _NO_TIMESTAMP = 0
+#: What a message says that was sent without one (Kafka, ``RecordBatch.NO_TIMESTAMP``); producers send nothing below 0.
+_NONE_SENT = -1
 
 
 class ColumnsChanged(Exception):
@@ -199,7 +201,7 @@ def _headers(message: KafkaMessage) -> list[dict[str, Any]]:
 def _moments(messages: Sequence[KafkaMessage]) -> list[int | None]:
     """The messages' timestamps in milliseconds since 1970; None of those that have none."""
     return [
-        None if kind == _NO_TIMESTAMP else milliseconds
+        None if kind == _NO_TIMESTAMP or milliseconds == _NONE_SENT else milliseconds
         for kind, milliseconds in [message.timestamp() for message in messages]
     ]
 

@@ -295,6 +295,13 @@ def test_messages_come_to_the_same_at_once_and_one_by_one(odd):
     assert together.rejected == tuple(row for each in alone for row in each.rejected)
 
 
+def test_a_message_that_was_sent_without_a_timestamp_has_none():
+    feed = parse_feed(json.dumps({"name": "e", "kind": "stream", "source": SOURCE}))
+    layout = MessageLayout(feed, plain_values(feed.exported_from))
+    found = layout.batch([message(number, '{"n": 1, "at": "2026-01-01T00:00:00Z"}') for number in (-1, 0)])
+    assert found.rows["kafka_timestamp"].cast(pa.int64()).to_pylist() == [None, 0]
+
+
 SOURCE = {"type": "kafka", "topic": "t", "fields": {"n": "long", "at": "timestamptz"}}
 
 
