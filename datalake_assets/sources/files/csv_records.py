@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ import numpy.typing as npt
 from datalake_assets.core.arrow_arrays import of_texts
 from datalake_assets.sources.files.csv_scan import CsvForm, load_scanner
 from datalake_assets.sources.files.text_values import classified
+
+if TYPE_CHECKING:
+    from io import BufferedIOBase
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -95,30 +98,35 @@ def blocks(stream: BinaryIO, dialect: CsvDialect, *, line: int = 1, size: int = 
     """Cuts a UTF-8 file into blocks of whole records, from where it stands; each is read once.
 
     Args:
-        stream: The file; gives as many bytes as it is asked for, but at its end.
+        stream: The file, buffered: it gives as many bytes as it is asked for, but at its end.
         dialect: How it is written.
         line: Number of the line that it stands at.
         size: Bytes of a block.
     """
-    carried, wanted = b"", size
+    # one room for all that is read: a block is copied out of it once, when its end is known
+    room, filled, wanted = bytearray(), 0, size
     while True:
-        read = stream.read(wanted)
-        is_end, data = len(read) < wanted, carried + read if carried else read
-        if not data:
-            return
-        cut, lines, is_plain = _cut(data, dialect, is_end=is_end)
-        if not cut and not is_end and len(data) <= MAX_RECORD_BYTES:
-            carried, wanted = data, max(size, len(data))
-            continue
-        if cut:
-            whole = data[:cut] if cut < len(data) else data
-            yield Block(whole, line, is_plain, lines=lines)
-            line += _lines(whole) if lines is None else lines
-        carried, wanted = data[cut:], size
-        if not cut or is_end:
-            if carried:
-                yield Block(carried, line, is_plain=False, unended=True)
-            return
+        room.extend(bytes(max(0, filled + wanted - len(room))))
+        with memoryview(room) as view:
+            came = cast("BufferedIOBase", stream).readinto(view[filled : filled + wanted])
+            is_end, filled = came < wanted, filled + came
+            if not filled:
+                return
+            cut, lines, is_plain = _cut_of(room, filled, dialect, is_end=is_end)
+            if not cut and not is_end and filled <= MAX_RECORD_BYTES:
+                wanted = max(size, filled)
+                continue
+            if cut:
+                whole = bytes(view[:cut])
+                yield Block(whole, line, is_plain, lines=lines)
+                line += _lines(whole) if lines is None else lines
+            left, wanted = filled - cut, size
+            view[:left] = view[cut:filled]
+            filled = left
+            if not cut or is_end:
+                if left:
+                    yield Block(bytes(view[:left]), line, is_plain=False, unended=True)
+                return
 
 
 def _lines(data: bytes) -> int:
@@ -130,9 +138,9 @@ def _lines(data: bytes) -> int:
 
 def first_records(block: Block, size: int, dialect: CsvDialect) -> Block | None:
     """The records at the beginning of a block that end within so many bytes; None if none does."""
-    data = block.data[:size]
-    cut, lines, is_plain = _cut(data, dialect, is_end=False)
-    return Block(data[:cut], block.line, is_plain, lines=lines) if cut else None
+    room = bytearray(block.data[:size])
+    cut, lines, is_plain = _cut_of(room, len(room), dialect, is_end=False)
+    return Block(bytes(room[:cut]), block.line, is_plain, lines=lines) if cut else None
 
 
 @lru_cache(maxsize=64)
@@ -141,12 +149,19 @@ def form_of(dialect: CsvDialect) -> CsvForm:
     return CsvForm(dialect.delimiter, dialect.quote, (each for each in dialect.nulls if each))
 
 
+def _cut_of(room: bytearray, filled: int, dialect: CsvDialect, *, is_end: bool) -> tuple[int, int | None, bool]:
+    """As `_cut`, of the first bytes of a room."""
+    scanner = load_scanner()
+    found = None if scanner is None else scanner.cut(room, filled, form_of(dialect), is_end=is_end)
+    if found is not None:
+        return *found, True
+    with memoryview(room) as view:
+        data = bytes(view[:filled])
+    return _cut(data, dialect, is_end=is_end)
+
+
 def _cut(data: bytes, dialect: CsvDialect, *, is_end: bool) -> tuple[int, int | None, bool]:
     """The end of the last whole record, lines up to there if they were counted, and whether quotes are well placed."""
-    scanner = load_scanner()
-    if scanner is not None:
-        cut = scanner.cut(data, form_of(dialect), is_end=is_end)
-        return (_last_record_end(data, dialect, is_end=is_end), None, False) if cut is None else (*cut, True)
     quote = dialect.quote.encode()
     if not quote or quote not in data:
         return (len(data) if is_end else _last_line_end(data)), None, True
@@ -224,6 +239,9 @@ def records_of(block: Block, dialect: CsvDialect) -> Records:
     if not block.is_plain:
         return _records_one_by_one(block.data, dialect, is_end=True)[0]
     seen = np.frombuffer(block.data, np.uint8)
+    if not len(seen):
+        nothing = np.empty(0, np.int64)
+        return Records(nothing, nothing, nothing, np.empty(0, np.bool_))
     ends = line_ends(seen, is_end=True)
     separators = np.flatnonzero(seen == ord(dialect.delimiter))
     quotes = np.flatnonzero(seen == ord(dialect.quote)) if dialect.quote else np.empty(0, np.int64)
@@ -306,12 +324,17 @@ def find_dialect(
     """
     lines = _after_lines(sample, skip_lines)
     found = CsvDialect(delimiter or ",", quote, header if header is not None else True, skip_lines, nulls)
+    sampled: list[list[str]] | None = None
     if delimiter is None:
-        scored = [(_agreement(lines, CsvDialect(each, quote)), -rank, each) for rank, each in enumerate(DELIMITERS)]
-        best = max(scored)
-        found = CsvDialect(best[2] if best[0] > 0 else ",", quote, found.header, skip_lines, nulls)
+        # a record has one field if the delimiter is nowhere
+        there = [each for each in DELIMITERS if each.encode() in lines[:SAMPLE_BYTES]]
+        samples = {each: _sampled(lines, CsvDialect(each, quote)) for each in there}
+        best = max(there, key=lambda each: _agreement(samples[each]), default=",")
+        if samples and _agreement(samples[best]) > 0:
+            found, sampled = replace(found, delimiter=best), samples[best]
     if header is None:
-        found = CsvDialect(found.delimiter, quote, _has_header(lines, found), skip_lines, nulls)
+        records = _sampled(lines, found) if sampled is None else sampled
+        found = replace(found, header=_has_header(records, found))
     return found
 
 
@@ -364,17 +387,16 @@ def fields_of(record: bytes, dialect: CsvDialect) -> list[str]:
         at = rest + 1
 
 
-def _agreement(data: bytes, dialect: CsvDialect) -> float:
+def _agreement(records: list[list[str]]) -> float:
     """The share of records that have the most frequent number of fields, if that is more than one; more fields win."""
-    counts = Counter(len(each) for each in _sampled(data, dialect))
+    counts = Counter(len(each) for each in records)
     if not counts:
         return 0.0
     fields, often = counts.most_common(1)[0]
     return 0.0 if fields < 2 else often / counts.total() + min(fields, 1000) / 1e6  # noqa: PLR2004
 
 
-def _has_header(data: bytes, dialect: CsvDialect) -> bool:
-    records = _sampled(data, dialect)
+def _has_header(records: list[list[str]], dialect: CsvDialect) -> bool:
     if not records:
         return True
     first = [each.strip() for each in records[0]]

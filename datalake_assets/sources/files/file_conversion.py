@@ -313,8 +313,8 @@ def _written(
     file: ReadableFile, declared: Mapping[str, pa.DataType], destination: _Place, conversion: Conversion
 ) -> _Outputs:
     """Writes a file's rows in the types that all of it has, which most files show at their beginning."""
-    guess = file.guessed({name: declared[name] for name in file.names if name in declared})
-    if guess is not None:
+    known = {name: declared[name] for name in file.names if name in declared}
+    while (guess := file.guessed(known)) is not None:
         with suppress(OtherTypes):
             return _in_types(*guess, destination, conversion)
     kinds = file.kinds()

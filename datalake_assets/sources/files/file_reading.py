@@ -103,7 +103,8 @@ class ReadableFile(FileRecords, Protocol):
     def guessed(self, types: Mapping[str, pa.DataType]) -> tuple[dict[str, pa.DataType], Iterator[Parsed]] | None:
         """The types that its beginning has, and its rows in them, all of it read once; None if nobody can guess.
 
-        The iteration raises `OtherTypes` before the first row that makes another type of a column.
+        The iteration raises `OtherTypes` before the first row that makes another type of a column. Then this may be
+        asked again: columns that have other types by now are looked at to the end of the file, and the rest is guessed.
 
         Args:
             types: Those of the columns that are declared.
@@ -149,8 +150,9 @@ class _CsvFile:
         self, contents: Contents, options: ReadingOptions, *, delimiter: str | None, kinds: Mapping[str, Kind]
     ) -> None:
         self._contents, self._options, self._kinds = contents, options, kinds
-        # blocks that were looked at, and what the columns are in these
+        # blocks that were looked at, and what the columns are in these; and the guesses that were wrong
         self._guessed: tuple[int, dict[str, Kind]] = (0, {})
+        self._wrong: list[Mapping[str, pa.DataType]] = []
         sample = contents.rewound().read(SAMPLE_BYTES)
         dialect = find_dialect(
             sample,
@@ -191,13 +193,30 @@ class _CsvFile:
         return {name: known.get(name, Kind()) for name in self._names}
 
     def guessed(self, types: Mapping[str, pa.DataType]) -> tuple[dict[str, pa.DataType], Iterator[Parsed]] | None:
+        kinds = self._guessed_again(types) if self._wrong else self._guessed_first(types)
+        if kinds is None:
+            return None
+        guess = {name: types[name] if name in types else kinds[name].type for name in self._names}
+        return guess, self._rows_guessed(kinds, guess, types)
+
+    def _guessed_first(self, declared: Container[str]) -> dict[str, Kind] | None:
+        """What the columns are in the first block; None if there is none."""
         first = next(self._blocks(), None)
         if first is None:
             return None
-        found = infer(first, self._names, {}, self._dialect, declared=types)
-        kinds = {name: found.get(name, Kind()) for name in self._names if name not in types}
-        guess = {name: types[name] if name in types else kinds[name].type for name in self._names}
-        return guess, self._rows_guessed(kinds, guess, types)
+        found = infer(first, self._names, {}, self._dialect, declared=declared)
+        return {name: found.get(name, Kind()) for name in self._names if name not in declared}
+
+    def _guessed_again(self, declared: Container[str]) -> dict[str, Kind] | None:
+        """The same, of those whose types were wrong all over the file; None if these are many, or it was tried."""
+        seen, kinds = self._guessed
+        wrong = {name: kind for name, kind in kinds.items() if kind.type != self._wrong[0][name]}
+        if len(self._wrong) > 1 or len(wrong) * 2 > len(kinds):
+            return None
+        others = {name for name in self._names if name in declared or name not in wrong}
+        for block in islice(self._blocks(), seen, None):
+            wrong = infer(block, self._names, wrong, self._dialect, declared=others, exact=False)
+        return {**kinds, **wrong} if all(kind.is_sure for kind in wrong.values()) else None
 
     def _rows_guessed(
         self, kinds: dict[str, Kind], guess: Mapping[str, pa.DataType], declared: Container[str]
@@ -206,6 +225,7 @@ class _CsvFile:
             parsed, kinds = decode_and_infer(block, self._names, kinds, guess, self._dialect, declared=declared)
             self._guessed = number + 1, kinds
             if parsed is None:
+                self._wrong.append(guess)
                 raise OtherTypes
             yield parsed
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 import csv
 import ctypes
 import io
-import os
 import random
 import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -124,12 +124,12 @@ class Exact:
 
     def __init__(self, scanner: Scanner) -> None:
         self._scanner = scanner
-        for function in (scanner._cut, scanner._index, scanner._columns):
+        for function in (scanner._index, scanner._columns):
             function.argtypes = (ctypes.c_void_p, *function.argtypes[1:])
 
     def cut(self, data: bytes, dialect: CsvDialect, *, is_end: bool) -> tuple[int, int] | None:
         """As `Scanner.cut`."""
-        return self._scanner.cut(_alone(data), form_of(dialect), is_end=is_end)
+        return self._scanner.cut(_alone(data), len(data), form_of(dialect), is_end=is_end)
 
     def scan(self, data: bytes, looks: list[Look], dialect: CsvDialect) -> list[Scanned] | None:
         """As `Scanner.scan`."""
@@ -142,10 +142,9 @@ def exact_room(size: int) -> pa.Buffer:
     return pa.py_buffer(np.empty(size, np.uint8))
 
 
-def _alone(data: bytes) -> bytes:
-    """The data in memory of their size; large enough that ctypes allocates it."""
-    padding = b"\n" * max(0, 32 - len(data))
-    return (ctypes.c_char * (len(data) + len(padding))).from_buffer_copy(padding + data)  # type: ignore[return-value]  # it has a length and an address
+def _alone(data: bytes) -> Any:
+    """The data in memory of their size, which are so many that ctypes allocates it."""
+    return (ctypes.c_char * len(data)).from_buffer_copy(data)
 
 
 def check(exact: Exact, draw: random.Random, counts: Counter[str]) -> str:
@@ -156,7 +155,7 @@ def check(exact: Exact, draw: random.Random, counts: Counter[str]) -> str:
     quote = draw.choice(['"'] * 7 + [""])
     dialect, is_end = CsvDialect(quote=quote, header=False, is_utf8=True, nulls=nulls), draw.random() < 0.5
     found = exact.cut(data, dialect, is_end=is_end)
-    size, _, is_plain = csv_records._cut(data, dialect, is_end=is_end)  # in Python: see `child`
+    size, _, is_plain = csv_records._cut(data, dialect, is_end=is_end)
     expected = (size, csv_records._lines(data[:size])) if is_plain else None
     if found != expected:
         return f"cut {data!r} is_end={is_end}: {found}, not {expected}"
@@ -238,7 +237,6 @@ def _wrong(look: Look, column: Scanned, texts: list[str | None]) -> str:
 
 def child(library: Path, inputs: int, seed: int) -> int:
     """Scans in this process; its sanitizers end it at once."""
-    os.environ["DATALAKE_NATIVE"] = "0"  # of the product's own cut
     pa.allocate_buffer = exact_room
     exact, draw, counts = Exact(open_scanner(library)), random.Random(seed), Counter[str]()
     for number in range(inputs):

@@ -192,6 +192,12 @@ def test_dialects_are_told_from_the_file(data, rows, cut, request):
     assert read(data)[1:] == (rows, [])
 
 
+@pytest.mark.parametrize("quote", ['"', ""])
+def test_a_file_that_ends_before_its_first_record_is_refused(quote):
+    with closing(contents(b"about\nthis\n")) as ready, pytest.raises(BadFile, match="no record"):
+        opened("a.csv", ready, ReadingOptions(quote=quote, skip_lines=5))
+
+
 def test_names_that_are_there_twice_or_not_at_all_are_numbered():
     assert list(read("a,a,\n1,2,3\n", header=True)[0]) == ["a", "a_2", "column_3"]
 

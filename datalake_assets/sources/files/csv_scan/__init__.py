@@ -257,7 +257,7 @@ class Scanner:
         form, columns = ctypes.POINTER(CsvForm), ctypes.POINTER(_CColumn)
         data, fields, count = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
         self._cut, self._index, self._columns = library.cs_cut, library.cs_index, library.cs_columns
-        self._cut.argtypes = (data, count, form, ctypes.c_int32, ctypes.POINTER(_CCut))
+        self._cut.argtypes = (fields, count, form, ctypes.c_int32, ctypes.POINTER(_CCut))
         self._cut.restype = None
         self._index.argtypes = (data, count, form, fields, columns, count, count)
         self._index.restype = count
@@ -298,16 +298,22 @@ class Scanner:
             for each, one in zip(columns, made, strict=True)
         ]
 
-    def cut(self, data: bytes, form: CsvForm, *, is_end: bool) -> tuple[int, int] | None:
+    def cut(self, room: bytearray, size: int, form: CsvForm, *, is_end: bool) -> tuple[int, int] | None:
         """Bytes of whole records, and lines that end within these; None if a quote stands where it may not.
 
         Args:
-            data: Begins with a record.
+            room: Begins with a record.
+            size: Bytes of it that count.
             form: How they are written.
             is_end: No more data follow.
+
+        Raises:
+            ValueError: The room is not so large, or none.
         """
-        cut = _CCut()
-        self._cut(data, len(data), ctypes.byref(form), is_end, ctypes.byref(cut))
+        if not 0 < size <= len(room):
+            raise ValueError(f"{size} of {len(room)} bytes")
+        cut, first = _CCut(), ctypes.c_char.from_buffer(room)
+        self._cut(ctypes.byref(first), size, ctypes.byref(form), is_end, ctypes.byref(cut))
         return (cut.cut, cut.lines) if cut.is_plain else None
 
 
