@@ -6,18 +6,20 @@ import atexit
 import gc
 import os
 import signal
+import ssl
 import sys
 import uuid
 from collections.abc import Generator, Iterator
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from botocore import hooks
+from botocore import endpoint_provider, hooks
+from httpx._transports import default
 from hypothesis import HealthCheck, settings
 
 from datalake_assets.demo.s3_server import S3Server
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 #: Objects made before the young ones are looked through, as gc.set_threshold takes them; Python's own first is 700.
 _COLLECTED_AFTER = (50_000, 20, 50)
+#: Services whose rules are kept.
+_RULES = 8
 # What is asked of a server without another word may take a minute on a busy machine, not httpx's five seconds.
 for _each in ("connect", "read", "write", "pool"):
     setattr(httpx.get.__kwdefaults__["timeout"], _each, 60.0)
@@ -197,7 +201,10 @@ def _frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _spare_clients(patch: pytest.MonkeyPatch) -> None:
-    """Each of botocore's clients looks at the same 140 handlers and names of events anew, a quarter of its cost."""
+    """Each of botocore's clients looks at the same 140 handlers and names of events anew, a quarter of its cost.
+
+    And at the rules by which services have their addresses; each of httpx's reads a hundred certificates in 20 ms.
+    """
     begin, names, known = hooks.EventAliaser.__init__, dict[str, str](), lru_cache(hooks.accepts_kwargs)
 
     def begin_with_names(self: hooks.EventAliaser, event_emitter: object, event_aliases: object = None) -> None:
@@ -208,6 +215,30 @@ def _spare_clients(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hooks.EventAliaser, "__init__", begin_with_names)
     # of a method its function, so that no client is kept
     patch.setattr(hooks, "accepts_kwargs", lambda handler: known(getattr(handler, "__func__", handler)))
+    _spare_rules(patch)
+    make, variables = default.create_ssl_context, ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    trusting = lru_cache(lambda trust_env, *_: make(trust_env=trust_env))
+
+    def context(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ssl.SSLContext:  # noqa: FBT001, FBT002
+        if verify is True and cert is None:
+            return trusting(trust_env, *map(os.environ.get, variables))
+        return make(verify=verify, cert=cert, trust_env=trust_env)
+
+    patch.setattr(default, "create_ssl_context", context)
+
+
+def _spare_rules(patch: pytest.MonkeyPatch) -> None:
+    make, known = endpoint_provider.RuleSet, dict[int, tuple[object, object]]()
+
+    def rule_set(*, rules: object, **more: object) -> object:
+        found = known.get(id(rules))
+        if found is None:
+            if len(known) >= _RULES:  # of sessions that have read them anew
+                known.clear()
+            found = known[id(rules)] = make(rules=rules, **more), rules
+        return found[0]
+
+    patch.setattr(endpoint_provider, "RuleSet", rule_set)
 
 
 @pytest.fixture(scope="session")
