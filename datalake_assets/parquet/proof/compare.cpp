@@ -57,7 +57,7 @@ class Column {
     if (count > input_.values_left || count > output_.values_left) throw Unclear{"a page ends early"};
     if (!count) return;
     if (output_.is_packed()) {
-      if (count == input_.values_left && output_.take(input_.piece(), count)) {
+      if (count == input_.values_left && output_.take(input_.portion(), count)) {
         pass_values(input_, input_.values, count);
         return;
       }

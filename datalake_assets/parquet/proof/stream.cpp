@@ -193,16 +193,18 @@ void Bounds::widen(const Leaf& leaf, const Extremes& more) {
   extremes.found = true;
 }
 
-Piece Stream::piece() const {
+Portion Stream::portion() const {
   if (!values_left || values_left != page_values_) return {};
   if (form != Form::INDEX) {
     const Span all = leaf_.width ? values.part(0, uint64_t(values_left) * leaf_.width) : texts(values, values_left);
-    return all.size == values.size ? page_piece_ : Piece{};
+    return all.size == values.size ? Portion{page_piece_, 0, 0, all} : Portion{};
   }
-  if (dictionary.count != values_left) return {};
+  const uint32_t first = index[0];
+  if (values_left > dictionary.count || first > dictionary.count - values_left) return {};
   uint32_t wrong = 0;
-  for (uint32_t i = 0; i < values_left; i++) wrong |= index[i] ^ i;
-  return wrong ? Piece{} : dictionary.piece;
+  for (uint32_t i = 0; i < values_left; i++) wrong |= index[i] ^ (first + i);
+  if (wrong) return {};
+  return {dictionary.piece, dictionary.number, first, dictionary.entries(first, values_left)};
 }
 
 bool Stream::may_wait(const PageHead& head) const {
@@ -216,21 +218,32 @@ void Stream::wait(const Packed& held) {
   is_packed_ = true;
   waiting_ = held;
   left_ = parts_of(held.codec, held.packed, held.size);
-  taken_ = 0;
+  taken_ = open_size_ = 0;
   taken_bounds_.clear();
 }
 
-bool Stream::take(const Piece& piece, uint32_t count) {
-  if (!piece.codec || piece.codec != waiting_.codec || piece.plain.size > waiting_.size - taken_) return false;
-  const Span next = parts_of(piece.codec, piece.packed, piece.plain.size);
-  if (next.size > left_.size || memcmp(next.data, left_.data, next.size)) return false;
+bool Stream::take(const Portion& portion, uint32_t count) {
+  const Piece& piece = portion.piece;
+  if (!piece.codec || piece.codec != waiting_.codec) return false;
+  if (open_size_) {
+    if (portion.number != open_number_ || portion.first != open_next_) return false;
+  } else {
+    if (portion.first || piece.plain.size > waiting_.size - taken_) return false;
+    const Span next = parts_of(piece.codec, piece.packed, piece.plain.size);
+    if (next.size > left_.size || memcmp(next.data, left_.data, next.size)) return false;
+    left_ = left_.from(next.size);
+    open_size_ = piece.plain.size;
+    open_number_ = portion.number;
+    open_next_ = 0;
+  }
   if (is_bounded()) {
     Extremes extremes;
-    extremes_of(leaf_, piece.plain, count, extremes);
+    extremes_of(leaf_, portion.plain, count, extremes);
     taken_bounds_.widen(leaf_, extremes);
   }
-  left_ = left_.from(next.size);
-  taken_ += piece.plain.size;
+  open_size_ -= portion.plain.size;
+  open_next_ += count;
+  taken_ += portion.plain.size;
   values_left -= count;
   return true;
 }

@@ -30,6 +30,14 @@ struct Piece {
   int codec = 0;  // 0: there is none
 };
 
+// Values of a page that are some of a piece: entries of a dictionary that follow each other, or all of a page in PLAIN.
+struct Portion {
+  Piece piece;
+  uint64_t number = 0;  // of the dictionary, 0: there is none
+  uint32_t first = 0;   // of its entries
+  Span plain;           // of the piece, what these values are
+};
+
 // The values of a page, as they lie in the file.
 struct Packed {
   Span packed, plain;  // plain: where it had to be decompressed for its levels
@@ -94,17 +102,18 @@ class Stream {
   // Number of the file that is read; of the output, -1.
   int input() const { return place_ ? places_[place_ - 1].input : -1; }
 
-  // All values of the present page as one piece, if none was passed yet and they were compressed as one: they are those
-  // of a page in PLAIN, or the entries of a dictionary from the first to the last, each once.
-  Piece piece() const;
+  // All values of the present page, if none was passed yet and they are of a piece that was compressed as one: they are
+  // those of a page in PLAIN, or entries of a dictionary that follow each other, each once.
+  Portion portion() const;
 
   // Pages of the output are not decompressed before they have to be. Whether this one waits for that:
   bool is_packed() const { return is_packed_; }
 
-  // Whether the next values of a page that waits are those of a piece, so many: they are if its compressed bytes come
-  // next, since pieces were decompressed by themselves. A part of Snappy's elements refers to nothing before its own
-  // start then, and a frame of Zstandard's never does; so they make here what they made there.
-  bool take(const Piece& piece, uint32_t count);
+  // Whether the next values of a page that waits are those of a portion, so many: they are if the compressed bytes of
+  // its piece come next, since pieces were decompressed by themselves. A part of Snappy's elements refers to nothing
+  // before its own start then, and a frame of Zstandard's never does; so they make here what they made there. The
+  // portions of a piece have to come one after the other, from its first value on.
+  bool take(const Portion& portion, uint32_t count);
 
   // Decompresses the page that waits; values that were taken are passed.
   void unpack();
@@ -152,6 +161,9 @@ class Stream {
   Packed waiting_;
   Span left_;
   uint64_t taken_ = 0;
+  // Of the piece that was found last: bytes that were not taken yet, its dictionary, and the entry that has to be next.
+  uint64_t open_size_ = 0, open_number_ = 0;
+  uint32_t open_next_ = 0;
   // The page whose statements are not held against its values yet.
   bool is_open_ = false;
   PageHead head_{};
