@@ -101,7 +101,8 @@ class LatencyProxy:
                     answered.since = time.perf_counter()
                     self.requests += 1
                     method = data.partition(b" ")[0].decode(errors="replace")
-                    self.by_method[method] += method in METHODS  # else it is a body that was waited for
+                    if method in METHODS:  # else it is a body that was waited for
+                        self.by_method[method] += 1
                     await asyncio.sleep(self._latency_s)
                 writer.write(data)
                 await writer.drain()
