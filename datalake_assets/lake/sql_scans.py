@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs
@@ -376,12 +377,12 @@ class _Choice:
         row = next(name for n in range(len(self.schema) + 1) if (name := f"row {n}") not in self.schema.names)
         for group in (each for each in self.groups if each.rows):
             columns = {name: group.column(name).cast(self.schema.field(name).type) for name in self.filtered}
-            numbers = pa.chunked_array([pa.array(range(*rows), pa.int64()) for rows in group.rows])
+            numbers = pa.chunked_array([np.arange(*rows, dtype=np.int64) for rows in group.rows])
             table = pa.table({**columns, row: numbers})
             scanner = ds.Scanner.from_batches(table.to_batches(), schema=table.schema, columns=[row], filter=self.where)
             taken = scanner.to_table()[row]
             if len(taken) <= _RANGES:
-                group.rows = [(each, each + 1) for each in taken.to_pylist()]
+                group.rows = [(each, each + 1) for each in sorted(taken.to_pylist())]
 
     def _size(self, columns: Sequence[str]) -> int:
         return sum(end - start for each in self.groups for start, end in each.stretches(columns))
