@@ -132,6 +132,8 @@ def _nothing(schema: pa.Schema) -> pa.RecordBatch:
 def _read(data: bytes, names: Sequence[str], types: Mapping[str, pa.DataType], dialect: CsvDialect) -> pa.RecordBatch:
     if data.startswith(_MARK):  # in the middle of a file it is a letter, and Arrow would take it away
         data = b"\n" + data
+    if not data.endswith((b"\n", b"\r")):  # or Arrow takes an empty field at the end for quoted, if the one before is
+        data += b"\n"
     table = pa_csv.read_csv(
         pa.BufferReader(data),
         pa_csv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(data) + 1),

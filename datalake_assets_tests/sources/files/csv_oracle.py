@@ -1,4 +1,4 @@
-"""What type a column of texts has, and which values, told by Python's own numbers and calendar.
+"""What type a column of texts has, and which values, told by Python's own numbers and calendar; and what records are.
 
 Nothing of the product is imported.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
-__all__ = ["type_of", "value_of"]
+__all__ = ["records_in", "type_of", "value_of"]
 
 DECIMAL = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)")
 DOUBLE = re.compile(rf"{DECIMAL.pattern}(?:[eE][-+]?[0-9]+)?|NaN|nan|-?inf|-?Infinity")
@@ -128,3 +128,53 @@ def _ticks(text: str, name: str) -> int:
     if seconds is None or len(fraction) > digits:
         raise ValueError(text)
     return seconds * 10**digits + int(fraction.ljust(digits, "0"))
+
+
+LINE_END = re.compile(rb"\r\n|\r|\n")
+QUOTED = re.compile(rb'"((?:[^"]|"")*+)"([^,\r\n]*)')
+PLAIN = re.compile(rb"[^,\r\n]*")
+
+
+def records_in(data: bytes, fields: int, nulls: Collection[str]) -> tuple[list[list[str | None]], list[int]]:
+    """The records of CSV with so many fields (RFC 4180), and the lines on which others begin.
+
+    After a quote that never ends there is nothing.
+    """
+    rows: list[list[str | None]] = []
+    bad: list[int] = []
+    at, line = 0, 1
+    while at < len(data):
+        if ended := LINE_END.match(data, at):
+            at, line = ended.end(), line + 1
+            continue
+        begin, record, is_odd = at, [], False
+        while True:
+            if data[at : at + 1] == b'"':
+                quoted = QUOTED.match(data, at)
+                if quoted is None:
+                    return rows, [*bad, line]
+                record.append(quoted[1].replace(b'""', b'"'))
+                is_odd = is_odd or bool(quoted[2])
+                at = quoted.end()
+            else:
+                plain = PLAIN.match(data, at)
+                assert plain is not None
+                at = plain.end()
+                record.append(None if plain[0].decode(errors="replace") in nulls else plain[0])
+            if data[at : at + 1] != b",":
+                break
+            at += 1
+        if is_odd or len(record) != fields or not _is_text(data[begin:at]):
+            bad.append(line)
+        else:
+            rows.append([None if each is None else each.decode() for each in record])
+        line += len(LINE_END.findall(data[begin:at]))
+    return rows, bad
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

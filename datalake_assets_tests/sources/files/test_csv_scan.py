@@ -25,7 +25,7 @@ from datalake_assets.sources.files.csv_values import Parsed, infer
 from datalake_assets.sources.files.file_reading import OtherTypes, ReadableFile, ReadingOptions, opened
 from datalake_assets.sources.files.text_values import named_type
 from datalake_assets_tests.sources.files import scan_fuzz
-from datalake_assets_tests.sources.files.csv_oracle import type_of
+from datalake_assets_tests.sources.files.csv_oracle import records_in, type_of
 
 DIGITS = st.text("0123456789", max_size=21)
 ONE_DIGIT = st.sampled_from("0123456789")
@@ -174,7 +174,7 @@ RAW = st.one_of(
 TYPES = ("string", "boolean", "int32", "int64", "float", "double", "date", "timestamp", "timestamp_ns", "timestamptz")
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(RAW, RAW), min_size=1, max_size=9),
     st.tuples(*2 * [st.sampled_from([*TYPES, "timestamptz_ns", "decimal(4,2)", "decimal(18,2)", "decimal(38,19)"])]),
@@ -197,6 +197,37 @@ def test_rows_and_bad_records_are_the_same_with_and_without_the_scanner(records,
             parsed = list(opened("a.csv", ready, options).rows(wanted))
             found.append([list(map(values_of, parsed)), [bad for each in parsed for bad in each.bad]])
     assert found[0] == found[1]
+
+
+#: What files of texts are made of, and what damages them.
+PIECES = st.sampled_from([b"a", b"NA", b",", b",", b'"', b'""', b"\n", b"\r\n", b"\r", b"\0", b"\xc3\xa9", b"\xff"])
+WHOLE = st.sampled_from(
+    [b'"a,b"', b'"say ""hi"""', b'"two\r\nlines"', b'""', b"", b"NA", b'"NA"', b"\xef\xbb\xbf", b"y" * 40]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(PIECES, max_size=25).map(b"".join)
+    | st.lists(st.lists(WHOLE, min_size=1, max_size=3).map(b",".join), max_size=8).map(b"\n".join),
+    st.integers(1, 3),
+    st.integers(5, 70),
+)
+@example(b'"a",', 2, 70)
+def test_texts_and_bad_lines_are_those_of_the_grammar(data, fields, size):
+    names = [f"c{number}" for number in range(fields)]
+    head = ",".join(names).encode() + b"\n"
+    rows, bad = records_in(head + data, fields, ("", "NA"))
+    for switch in ("", "0"):
+        with (
+            patch.dict(os.environ, {"DATALAKE_NATIVE": switch}),
+            patch("datalake_assets.sources.files.file_reading.blocks", partial(blocks, size=size)),
+        ):
+            ready = prepared(io.BytesIO(head + data), is_kept=True, encoding="utf-8", limits=ContentLimits())
+            options = ReadingOptions(delimiter=",", header=True, nulls=("", "NA"), declared=names)
+            parsed = list(opened("a.csv", ready, options).rows(dict.fromkeys(names, pa.string())))
+        assert [list(row.values()) for each in parsed for row in each.rows.to_pylist()] == rows[1:], switch
+        assert [record.line for each in parsed for record in each.bad] == bad, switch
 
 
 def values_of(parsed: Parsed) -> str:
