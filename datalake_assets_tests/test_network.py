@@ -254,3 +254,25 @@ def test_every_client_trusts_the_private_authority(
     monkeypatch.setenv(variable, str(tmp_path / "authority.pem"))
     ask(f"https://localhost:{server.server_port}")
     assert server.asked
+
+
+@every_client
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_no_client_trusts_an_authority_of_the_system_besides(
+    monkeypatch: pytest.MonkeyPatch,
+    serve: Callable[[], _Server],
+    tmp_path: Path,
+    ask: Callable[[str], None],
+    variable: str,
+) -> None:
+    authority, server = trustme.CA(), serve()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    (tmp_path / "system").mkdir()
+    authority.cert_pem.write_to_path(str(tmp_path / "system/authority.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "system"))
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "private.pem"))
+    monkeypatch.setenv(variable, str(tmp_path / "private.pem"))
+    ask(f"https://localhost:{server.server_port}")
+    assert server.asked == []

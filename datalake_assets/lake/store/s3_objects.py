@@ -78,17 +78,22 @@ _environment = threading.Lock()
 
 @contextmanager
 def _trusting(authorities: str | None) -> Iterator[None]:
-    """Has obstore trust these authorities: it reads them from the environment, when a store is made, and only there."""
+    """Has obstore trust these authorities: it reads them from the environment, when a store is made, and only there.
+
+    Beside a file it reads those of the system's folder (rustls-native-certs 0.8), unless another one is named.
+    """
     if authorities is None:
         yield
         return
     with _environment:
-        before = os.environ.get("SSL_CERT_FILE")
-        os.environ["SSL_CERT_FILE"] = authorities
+        given = {"SSL_CERT_FILE": authorities, "SSL_CERT_DIR": os.devnull}  # no folder: nothing is found there
+        before = {name: os.environ.get(name) for name in given}
+        os.environ.update(given)
         try:
             yield
         finally:
-            if before is None:
-                del os.environ["SSL_CERT_FILE"]
-            else:
-                os.environ["SSL_CERT_FILE"] = before
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
