@@ -96,6 +96,8 @@ def _settings(folder: Path) -> dict[str, str]:
         # a Hive metastore in a Derby database, made when it is first asked for
         "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:;databaseName={folder}/metastore;create=true",
         "spark.log.level": "OFF",
+        # of a query that runs once: what is not generated with the whole stage need not be compiled, a tenth of its CPU
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
         "spark.sql.catalogImplementation": "hive",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "1",
