@@ -3,11 +3,18 @@
 Arrow asks for the batches of a scanner in a thread of its pool for reading files. Where these come from a scan within,
 that thread waits for others of the same pool: once as many as it has (eight, if nobody says) waited so, none of these
 scans ended (Arrow 26). DuckDB is shown files of others two deep, so that four queries at a time were enough.
+
+Whoever has had enough rows leaves Arrow's threads where they are, and they ask for further batches even when the
+process ends: Python then ends such a thread in the midst of Arrow's code, which aborts the process, or hangs it. So a
+process that ends has all sources give no further batch, and waits for what they are about.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -16,9 +23,13 @@ import pyarrow.dataset as ds
 
 __all__ = ["scanner_of"]
 
-_lock = threading.Lock()
+_lock = threading.Condition()
 _reading = 0
 _threads = 0
+_is_end = False
+_process = os.getpid()
+#: Seconds for which the end of a process waits for batches that are made; and then for the thread to leave Python.
+_PATIENCE_S, _LEAVING_S = 5.0, 0.01
 
 
 def scanner_of(
@@ -48,7 +59,10 @@ def scanner_of(
 
 def _with_a_thread(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     with _a_thread_more():
-        yield from batches
+        for batch in batches:
+            if _is_end:
+                return
+            yield batch
 
 
 @contextmanager
@@ -68,3 +82,18 @@ def _change(by: int) -> None:
             _threads = pa.io_thread_count()
         _reading += by
         pa.set_io_thread_count(_threads + _reading)
+        _lock.notify_all()
+
+
+def _end() -> None:
+    """Ends all sources; those of a process that this one was forked from are none of its own."""
+    global _is_end  # noqa: PLW0603  as above
+    _is_end = True
+    if not _reading or os.getpid() != _process:
+        return
+    with _lock:
+        _lock.wait_for(lambda: not _reading, _PATIENCE_S)
+    time.sleep(_LEAVING_S)
+
+
+atexit.register(_end)

@@ -44,3 +44,30 @@ def test_scans_within_scans_wait_for_no_thread_that_one_of_them_has(tmp_path: Pa
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), "1", "6"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (done.stdout, done.returncode) == ("1000 999 998 True 996 995\n", 0), done.stderr
+
+
+#: Takes a batch of many, and ends: by a reader that is dropped, and by DuckDB, which has had enough rows.
+_ENOUGH = """
+import time, duckdb, pyarrow as pa
+from datalake_assets.lake.nested_scans import scanner_of
+
+schema = pa.schema([("n", pa.int64())])
+
+def batches():
+    for number in range(1_000_000):
+        time.sleep(0.002)
+        yield pa.record_batch([pa.array([number])], schema=schema)
+
+for _ in range(3):
+    next(iter(scanner_of(batches(), schema).to_reader()))
+    connection = duckdb.connect()
+    connection.register("many", scanner_of(batches(), schema))
+    assert connection.execute("SELECT n FROM many LIMIT 1").fetchall() == [(0,)]
+    connection.close()
+"""
+
+
+def test_a_process_that_has_had_enough_rows_ends_as_it_should():
+    command = [sys.executable, "-c", _ENOUGH]
+    ended = [subprocess.run(command, capture_output=True, timeout=120, check=False) for _ in range(3)]
+    assert [(each.returncode, each.stderr) for each in ended] == [(0, b"")] * 3
