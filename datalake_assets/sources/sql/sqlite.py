@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from datalake_assets.sources.sql.databases import (
     ColumnRange,
     Relation,
     SqlColumn,
+    is_news,
     refuse_unsettled,
     selected,
     settled_before,
@@ -102,13 +104,18 @@ class Sqlite:
                 connection.execute(f"DROP VIEW {view}")
         return [SqlColumn(name, declared_type(kind), kind or "of no declared type") for _, name, kind, *_ in described]
 
-    def settled(self, relation: Relation, cursor: SqlColumn, lag: timedelta | None, *, start: int | None) -> Bound:  # noqa: ARG002  nobody is waited for
-        """Implements `Database`: integers are settled as they are seen; who writes times has a clock of their own."""
+    def settled(self, relation: Relation, cursor: SqlColumn, lag: timedelta | None, *, start: int | None) -> Bound:
+        """Implements `Database`: integers are settled as they are seen, or a declared lag later; times by that alone.
+
+        One writes at a time, so that no lower value can be hidden; the highest may come once more with another row.
+        """
         if pt.is_integer(cursor.type):
             found = self._rows(f"SELECT MAX(q.{self.quoted(cursor.name)}) FROM {source_of(self, relation)}")
             highest = found[0][0]
             if highest is not None and not isinstance(highest, int):
                 raise SourceRefused(self.name, f"cursor {cursor.name!r} has values that are no integers")
+            if lag is not None and is_news(highest, start):
+                time.sleep(lag.total_seconds())
             return Bound(None if highest is None else highest + 1)
         if lag is None:
             raise refuse_unsettled(self, cursor, "nobody knows when a time was written down that a row has")

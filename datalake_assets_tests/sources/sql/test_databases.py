@@ -16,6 +16,7 @@ from datalake_assets.errors import ConfigError, InvalidFeed, SourceRefused
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
+from datalake_assets.sources.sql import sqlite
 from datalake_assets.sources.sql.databases import exact, relation_of, translated
 from datalake_assets.sources.sql.sql_source import connect
 from datalake_assets.sources.sql.sqlite import declared_type
@@ -243,6 +244,23 @@ def test_a_text_that_is_none_in_utf_8_stops_no_other_row(shop, source, store):
     land(store, source, feed)
     assert landed(store, feed, "name") == ["a", "ä"]
     assert [json.loads(each.raw) for _, each in quarantine(store, feed)] == [{"n": 2, "name": "ff61"}]
+
+
+def test_rows_that_get_a_value_of_others_within_the_lag_land(shop, source, store, monkeypatch):
+    shop.execute("CREATE TABLE t (batch INTEGER, at TIMESTAMP, n INTEGER)")
+    shop.execute("INSERT INTO t VALUES (1, '2025-01-01', 1)")
+    shop.commit()
+
+    def written_meanwhile(seconds):
+        assert seconds == 5
+        shop.execute("INSERT INTO t VALUES (1, '2025-01-01', 2)")
+        shop.commit()
+
+    monkeypatch.setattr(sqlite.time, "sleep", written_meanwhile)
+    feed = feed_of(cursor="batch", time_column="at", lag=5)
+    land(store, source, feed)
+    assert sorted(landed(store, feed, "n")) == [1, 2]
+    assert land(store, source, feed).rows_read == 0
 
 
 def test_rows_without_a_cursor_value_are_told(shop, source, store):
