@@ -201,61 +201,7 @@ void Codecs::compress(int codec, [[maybe_unused]] int level, const u8* from, siz
   }
 }
 
-namespace {
-
-// Goes from element to element without copying anything (google/snappy, format_description.txt), and returns whether
-// they yield exactly `plain` bytes and none of them refers to before the first.
-bool snappy_elements_are_sound(const u8* at, const u8* end, size_t plain) {
-  size_t made = 0;
-  while (at < end) {
-    u8 tag = *at++;
-    size_t left = static_cast<size_t>(end - at);
-    size_t length, distance;
-    switch (tag & 3) {
-      case 0: {  // a literal
-        length = (tag >> 2) + 1u;
-        if (length > 60) {
-          size_t extra = length - 60;
-          if (extra > left) return false;
-          length = 0;
-          for (size_t i = 0; i < extra; i++) length |= static_cast<size_t>(at[i]) << (8 * i);
-          length++;
-          at += extra;
-          left -= extra;
-        }
-        if (length > left || length > plain - made) return false;
-        at += length;
-        made += length;
-        continue;
-      }
-      case 1:
-        if (left < 1) return false;
-        length = ((tag >> 2) & 7) + 4u;
-        distance = static_cast<size_t>(tag >> 5) << 8 | at[0];
-        at += 1;
-        break;
-      case 2:
-        if (left < 2) return false;
-        length = (tag >> 2) + 1u;
-        distance = at[0] | static_cast<size_t>(at[1]) << 8;
-        at += 2;
-        break;
-      default:
-        if (left < 4) return false;
-        length = (tag >> 2) + 1u;
-        distance = load<u32>(at);
-        at += 4;
-        break;
-    }
-    if (!distance || distance > made || length > plain - made) return false;
-    made += length;
-  }
-  return made == plain;
-}
-
-}  // namespace
-
-bool joinable(int codec, View compressed, size_t plain, bool walk, View& elements) {
+bool joinable(int codec, View compressed, size_t plain, View& elements) {
   if (!plain && !compressed.size) {  // of nulls alone: nothing was compressed (parquet-mr)
     elements = {};
     return true;
@@ -274,7 +220,6 @@ bool joinable(int codec, View compressed, size_t plain, bool walk, View& element
         if (*at++ < 128) break;
       }
       need(length == plain, NOT_WHOLE);
-      need(!walk || snappy_elements_are_sound(at, compressed.end(), plain), NOT_WHOLE);
       elements = {at, static_cast<size_t>(compressed.end() - at)};
       return true;
     }

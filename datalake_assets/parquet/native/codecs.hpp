@@ -29,9 +29,8 @@ class Codecs {
 };
 
 // Whether compressed values can be put behind others under one page header (see format.hpp); `elements` is the part
-// of them that stays. Refuses what does not decompress by itself to exactly so many bytes, as far as a length says so
-// or, with `walk`, each element.
-bool joinable(int codec, View compressed, size_t plain, bool walk, View& elements);
+// of them that stays. Refuses what does not decompress by itself to exactly so many bytes, as far as a length says so.
+bool joinable(int codec, View compressed, size_t plain, View& elements);
 // What stands before the joined elements.
 void put_joined_head(int codec, size_t plain, Bytes& to);
 

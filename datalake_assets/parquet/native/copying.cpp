@@ -158,8 +158,7 @@ bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Col
   size_t levels = 0, values = 0, plain_bytes = 0;
   for (Found& each : found) {
     if (each.levels > LONGER * settings_.page_rows) return false;
-    if (!each.as_is && !joinable(settings_.codec, each.compressed, each.plain_bytes, settings_.walk, each.elements))
-      return false;
+    if (!each.as_is && !joinable(settings_.codec, each.compressed, each.plain_bytes, each.elements)) return false;
     levels += each.levels;
     values += each.values;
     plain_bytes += each.plain_bytes;
@@ -178,7 +177,11 @@ bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Col
     encode(before);
     before.forget_values();
   }
-  for (const Found& each : found) put_found(each, range);
+  for (const Found& each : found) {
+    if (settings_.walk && !each.as_is && (each.plain_bytes || each.compressed.size) && can_skim(settings_.codec))
+      skimmed_.add(each.compressed, each.plain_bytes);
+    put_found(each, range);
+  }
   return true;
 }
 

@@ -132,6 +132,7 @@ class Merge {
   const std::vector<Leaf>& leaves_;
   WriterSettings settings_;
   Scratch scratch_;
+  Skimmed skimmed_;
   Bytes out_;
   Column column_, time_column_;
   Times times_;
@@ -181,6 +182,16 @@ class Merge {
     result_.decode_s += cpu_now() - began;
   }
 
+  // Of what was copied of a column: whose it is that is not sound.
+  void check_skimmed() {
+    try {
+      skimmed_.check();
+    } catch (...) {
+      at = skimmed_.source;
+      throw;
+    }
+  }
+
   void merge_column(size_t place) {
     double began = cpu_now();
     const Leaf& leaf = leaves_[place];
@@ -194,13 +205,15 @@ class Merge {
     });
     WriterSettings settings = settings_;
     settings.copy &= !blooms && !is_time(place) && !reorders();
-    ChunkWriter writer(leaf, settings, out_, scratch_);
+    ChunkWriter writer(leaf, settings, out_, scratch_, skimmed_);
     Column& column = is_time(place) ? time_column_ : column_;
     if (!is_time(place)) {
       column.begin(leaf);
       each_chunk(place, [&](const File& file, const Chunk& chunk, i64 rows) {
+        skimmed_.source = at;
         if (!writer.copy(file.bytes, chunk, rows, file.proven, column)) column.read(file.bytes, chunk, rows, scratch_);
       });
+      check_skimmed();
     }
     if (reorders()) column.reorder(times_.runs, static_cast<size_t>(rows_));
     BloomFilter bloom;

@@ -87,6 +87,7 @@ bool pass_one(const u8*& at, const u8* end, size_t plain, size_t& made) {
 struct Lane {
   const u8 *at, *end;
   size_t plain, made;
+  i64 source;
 };
 
 // What a lane without work stands on: the tag of a long literal, which nothing is done with.
@@ -95,9 +96,9 @@ constexpr size_t LANES = 4, STEPS = 32, MOST_OF_STEPS = STEPS * 61 + LONGEST_TAG
 
 // Some steps of all lanes at once, without a branch, since nobody can foretell what an element is: each waits for the
 // element before, and the processor has time for the others. A lane stays where it meets a long literal. Returns
-// whether some copy refers to before the first byte.
-bool step(Lane* lanes) {
-  u64 wrong = 0;
+// the first lane in which some copy refers to before the first byte; null: there is none.
+const Lane* step(Lane* lanes) {
+  u64 wrong[LANES] = {};
   const u8* at[LANES];  // copies, that stay in registers
   size_t made[LANES];
   for (size_t k = 0; k < LANES; k++) {
@@ -108,7 +109,7 @@ bool step(Lane* lanes) {
     for (size_t k = 0; k < LANES; k++) {
       const Tag& tag = TAGS.of[*at[k]];
       const u64 distance = (load<u32>(at[k] + 1) & tag.trailing) | static_cast<u64>(tag.high) << 8;
-      wrong |= static_cast<u64>(distance - 1 >= made[k]) & tag.is_copy;
+      wrong[k] |= static_cast<u64>(distance - 1 >= made[k]) & tag.is_copy;
       made[k] += tag.advance ? tag.made : 0;
       at[k] += tag.advance;
     }
@@ -117,7 +118,10 @@ bool step(Lane* lanes) {
     lanes[k].at = at[k];
     lanes[k].made = made[k];
   }
-  return wrong;
+  for (size_t k = 0; k < LANES; k++) {
+    if (wrong[k]) return lanes + k;
+  }
+  return nullptr;
 }
 
 // Goes on with care until steps can be made without, or to the end: then false.
@@ -173,26 +177,30 @@ bool hold_levels(const Bytes& begin, const Leaf& leaf) {
 void Skimmed::add(View packed, size_t plain) {
   const View elements = elements_of(packed, plain);
   if (budget) budget->take(sizeof(Part));
-  parts_.push_back({elements, plain});
+  parts_.push_back({elements, plain, source});
 }
 
 void Skimmed::check() {
   Lane lanes[LANES];
   size_t next = 0, busy = 0;
-  const Lane idle{IDLE, IDLE, 0, 0};
+  const Lane idle{IDLE, IDLE, 0, 0, -1};
   for (Lane& lane : lanes) lane = idle;
   do {
     busy = 0;
     for (Lane& lane : lanes) {
+      source = lane.source;
       while (!may_step(lane)) {
         lane = idle;
         if (next == parts_.size()) break;
         const Part& part = parts_[next++];
-        lane = {part.elements.data, part.elements.end(), part.plain, 0};
+        lane = {part.elements.data, part.elements.end(), part.plain, 0, part.source};
+        source = part.source;
       }
       busy += lane.at != IDLE;
     }
-    if (busy) need(!step(lanes), NOT_WHOLE);
+    const Lane* wrong = busy ? step(lanes) : nullptr;
+    if (wrong) source = wrong->source;
+    need(!wrong, NOT_WHOLE);
   } while (busy);
   if (budget) budget->give(parts_.size() * sizeof(Part));
   parts_.clear();

@@ -11,6 +11,8 @@ inline bool can_skim(int codec) { return codec == SNAPPY; }
 // Compressed pages, several of which are gone through at a time.
 class Skimmed {
  public:
+  i64 source = -1;  // number of the input that what is added comes from; after `check`, of the one that was refused
+
   // Takes what has to decompress to so many bytes; it has to stay until it was checked.
   void add(View packed, size_t plain);
   // Refuses the file if something that was added does not.
@@ -20,6 +22,7 @@ class Skimmed {
   struct Part {
     View elements;
     size_t plain;
+    i64 source;
   };
   std::vector<Part> parts_;
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "column.hpp"
+#include "skimming.hpp"
 #include "statistics.hpp"
 
 namespace pagemerge {
@@ -39,11 +40,12 @@ struct ChunkInfo {
 
 class ChunkWriter {
  public:
-  ChunkWriter(const Leaf& leaf, const WriterSettings& settings, Bytes& out, Scratch& scratch)
-      : leaf_(leaf), settings_(settings), out_(out), scratch_(scratch) {}
+  ChunkWriter(const Leaf& leaf, const WriterSettings& settings, Bytes& out, Scratch& scratch, Skimmed& skimmed)
+      : leaf_(leaf), settings_(settings), out_(out), scratch_(scratch), skimmed_(skimmed) {}
 
   // Copies a chunk's values without decoding them if they can stay as they are, behind what `before` holds, which is
   // written first. `proven`: somebody vouches for the file's bytes, so that values need not be decoded to prove them.
+  // Whether parts that stay compressed are sound is left to `Skimmed::check`.
   bool copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before);
   // Encodes the column's values as pages.
   void encode(Column& column);
@@ -65,6 +67,7 @@ class ChunkWriter {
   const WriterSettings& settings_;
   Bytes& out_;
   Scratch& scratch_;
+  Skimmed& skimmed_;
   ChunkInfo info_;
   Joined joined_;
 
