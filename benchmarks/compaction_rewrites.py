@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.compaction_peers import FLOORS, PEERS
+from benchmarks.compaction_peers import ARROW_ALONE, FLOORS, PEERS
 from benchmarks.measuring import Used, answer
 
 __all__ = [
@@ -168,6 +168,8 @@ def contenders(workload: Workload, *, python: Path = PEERS_PYTHON) -> list[Conte
     found = [Contender(name, sys.executable, settings) for name, settings in workload.ours.items()]
     own = ("pyarrow", *FLOORS) if python.exists() else tuple(PEERS)  # pyarrow's way with the same pyarrow as ours
     for name, (module, _) in PEERS.items():
+        if name == ARROW_ALONE and not _BY_ARROW.keys() <= workload.ours.keys():
+            continue  # it is the floor of that way alone
         if name not in own:
             found.append(Contender(name, str(python)))
         elif find_spec(module):
