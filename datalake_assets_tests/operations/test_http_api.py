@@ -134,8 +134,7 @@ def test_tenant_has_so_many_requests_under_way_and_no_more(url, post):
 
 
 def test_no_client_that_is_slow_or_silent_keeps_others_waiting_or_stays(lake, monkeypatch):
-    monkeypatch.setattr(http_api, "HEAD_S", 2.0)
-    monkeypatch.setattr(http_api, "BODY_S", 2.0)
+    monkeypatch.setattr(http_api, "BODY_S", http_api.HEAD_S)
     post = b"POST /v1/operations HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n"
     begun = {  # what is sent at once, and the status that is answered; more comes byte by byte
         b"": None,
@@ -146,10 +145,12 @@ def test_no_client_that_is_slow_or_silent_keeps_others_waiting_or_stays(lake, mo
     }
     with Operations(str(lake)) as operations, serving(operations) as url, ExitStack() as opened:
         address = (urlsplit(url).hostname, urlsplit(url).port)
-        silent = [opened.enter_context(socket.create_connection(address)) for _ in range(100)]
-        slow = {opened.enter_context(socket.create_connection(address)): status for status in begun.values()}
-        for connection, sent in zip(slow, begun, strict=True):
+        slow = {}
+        for sent, status in begun.items():
+            connection = opened.enter_context(socket.create_connection(address))
             connection.sendall(sent)
+            slow[connection] = status
+        silent = [opened.enter_context(socket.create_connection(address)) for _ in range(100)]
 
         assert httpx.get(f"{url}/health", timeout=60).status_code == 200
 
