@@ -11,6 +11,11 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.transforms import IdentityTransform
+from pyiceberg.typedef import Record
+from pyiceberg.types import LongType, NestedField, StringType
 
 from datalake_assets.catalog.duckdb_file import duckdb_view
 from datalake_assets.catalog.entries import entry_of
@@ -25,6 +30,7 @@ from datalake_assets.settings import Settings
 from datalake_assets_tests.catalog.catalog_contract import land
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed
 from datalake_assets_tests.lake.iceberg.iceberg_feeds import seen_by_others
+from datalake_assets_tests.lake.iceberg.iceberg_tables import add_file, sqlite_catalog, url_of
 from datalake_assets_tests.operations.shared_catalogs import glue_server
 
 ROWS = pa.table(
@@ -90,6 +96,23 @@ def test_duckdb_loses_the_view_of_a_table_whose_files_cannot_be_read_plainly_any
     assert told[0] == "left_out"
     assert "column 'note' was renamed" in told[1]
     assert "Catalog Error" in read_by_others(local_store, "SELECT * FROM s")
+
+
+def test_duckdb_gets_no_view_of_files_without_a_column_that_their_partition_states(local_store, tmp_path):
+    """Read plainly, it would be null; a scan of the table has it."""
+    schema = Schema(NestedField(1, "id", LongType()), NestedField(2, "region", StringType()))
+    spec = PartitionSpec(PartitionField(2, 1000, IdentityTransform(), "region"))
+    with sqlite_catalog(tmp_path) as catalog:
+        table = catalog.create_table("n.t", schema, partition_spec=spec)
+        table.append(pa.table({"id": [1], "region": ["eu"]}))
+        adopt_at(local_store, "iceberg:n.t", "sales", catalog=url_of(tmp_path))
+        assert synced(local_store)["sales"][0] == "created"
+        ids = pa.schema([pa.field("id", pa.int64(), metadata={"PARQUET:field_id": "1"})])
+        add_file(table, pa.table({"id": [2]}, schema=ids), Record("us"), {1: 1})
+    state, detail = synced(local_store)["sales"]
+    assert (state, "without a column that they are partitioned by" in detail) == ("left_out", True)
+    rows = open_table(local_store, FeedRegistry(local_store).get("sales")).scan().read_all().to_pylist()
+    assert sorted((row["id"], row["region"]) for row in rows) == [(1, "eu"), (2, "us")]
 
 
 def test_duckdb_reads_a_delta_table_with_the_types_of_its_partitions(local_store, tmp_path):

@@ -12,11 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pyiceberg.transforms import BucketTransform
+from pyiceberg.typedef import Record
 
 from datalake_assets.lake import sql_process
 from datalake_assets.lake.sql_jobs import SqlFailed, SqlJob
 from datalake_assets.operations import Operations
-from datalake_assets_tests.lake.iceberg.iceberg_tables import data_paths, delete_rows
+from datalake_assets_tests.lake.iceberg.iceberg_tables import add_file, data_paths, delete_rows
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA, files_below
 
 
@@ -324,3 +325,34 @@ def test_a_table_that_others_changed_is_read_as_it_is_or_refused_by_name(ask, or
     with stored().update_schema() as schema:
         schema.rename_column("note", "remark")
     assert "another engine has changed columns" in answer()
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_a_file_without_the_column_of_its_partition_is_refused_and_not_read_as_null(ask, stored, is_compacted):
+    """Spark's ``add_files`` takes files of Hive folders; the value is in the manifest, where pyiceberg reads it."""
+    schema = [{"name": "id", "type": "long"}, {"name": "region", "type": "string"}]
+    ask("CREATE_TABLE", **ORDERS, schema=schema, partitioning=[{"column": "region"}])
+    for number in (1, 2):
+        ask("WRITE", **ORDERS, records=[{"id": number, "region": "eu"}])
+
+    def added(columns, region, counts):
+        numbered = [
+            pa.field(name, kind, metadata={"PARQUET:field_id": str(stored().schema().find_field(name).field_id)})
+            for name, kind in (("id", pa.int64()), ("region", pa.string()))
+            if name in columns
+        ]
+        add_file(stored(), pa.table(columns, schema=pa.schema(numbered)), Record(region), counts)
+
+    def answer():
+        found = ask("QUERY", **ORDERS, sql="SELECT id, region FROM orders ORDER BY id")
+        return found["rows"] if found["ok"] else found["error"]["message"]
+
+    whole = [[1, "eu"], [2, "eu"], [3, "us"]]
+    added({"id": [3], "region": ["us"]}, "us", {})  # whoever wrote it counted nothing
+    assert answer() == whole
+    added({"id": [4]}, "asia", {1: 1})
+    if is_compacted:  # which has nothing to merge it with
+        assert ask("COMPACT", **ORDERS, force=True)["compacted"]
+    assert "'region', which their partitions state" in answer()
+    rows = sorted(map(list, ((row["id"], row["region"]) for row in stored().scan().to_arrow().to_pylist())))
+    assert rows == [*whole, [4, "asia"]]

@@ -31,7 +31,7 @@ from datalake_assets.lake.iceberg.iceberg_planning import IsClosed, RewriteGroup
 from datalake_assets.lake.iceberg.iceberg_rewriting import Rewriting, RewrittenFiles
 from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.named_files import FILES, files_property
-from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
+from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles, may_lack_columns
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly, table_text
 from datalake_assets.parquet.rewrite_settings import AS_LARGE, COPY_BYTES, RewriteSettings, Verify
 from datalake_assets.parquet.writer import ROW_GROUP_BYTES, ParquetSettings
@@ -414,9 +414,14 @@ class _Compaction:
         report.detours |= {path: why for each in waiting for path, why in each.files.detours.items()}
 
     def _naming(self, change: TableChange, files: Sequence[DataFile]) -> TableChange:
-        """The change with the property that names all files of its snapshot; without files it names none."""
-        snapshot_id = self._table.metadata.new_snapshot_id()
-        named = files_property(self._table, snapshot_id, files) if files else {}
+        """The change with the property that names all files of its snapshot; without files it names none.
+
+        Nor are files named that may lack columns: who reads the property takes them for whole.
+        """
+        metadata = self._table.metadata
+        snapshot_id = metadata.new_snapshot_id()
+        is_whole = files and not any(may_lack_columns(file, metadata) for file in files)
+        named = files_property(self._table, snapshot_id, files) if is_whole else {}
         stale = [FILES] if FILES in self._table.properties and not named else []
         return replace(change, snapshot_id=snapshot_id, set_properties=named, removed_properties=stale)
 

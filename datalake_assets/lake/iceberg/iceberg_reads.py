@@ -25,7 +25,7 @@ from pyiceberg.table.metadata import TableMetadata
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.lake.iceberg.object_reads import Fetching, open_native
 from datalake_assets.lake.iceberg.present_rows import PresentRows, same_fields
-from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles
+from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles, may_lack_columns
 from datalake_assets.lake.nested_scans import scanner_of
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.table import Logged
@@ -62,12 +62,22 @@ def told_of(table: Table, files: SnapshotFiles, *, catalog: str = "") -> Logged:
 
 def _why_not_plain(metadata: TableMetadata, files: SnapshotFiles) -> str:
     """Why whoever reads files by the names of their columns gets other rows than the table has; empty if not."""
+    return _odd_files(metadata, files) or _odd_columns(metadata)
+
+
+def _odd_files(metadata: TableMetadata, files: SnapshotFiles) -> str:
     if any(file.deletes for file in files.data.values()):
         return "some of its rows are deleted by files of their own"
     if files.repeated:
         return "its snapshot names a file twice"
     if any(file.file.file_format != FileFormat.PARQUET for file in files.data.values()):
         return "it has files that are no Parquet"
+    if any(may_lack_columns(file.file, metadata) for file in files.data.values()):
+        return "it may have files without a column that they are partitioned by"
+    return ""
+
+
+def _odd_columns(metadata: TableMetadata) -> str:
     now = {each.field_id: (each.name, str(each.field_type)) for each in metadata.schema().fields}
     names = {name for name, _ in now.values()}
     for schema in metadata.schemas:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from urllib.parse import unquote_plus
 from uuid import UUID
 
 import pyarrow as pa
-from pyiceberg.manifest import FileFormat
+from pyiceberg.manifest import DataFile, FileFormat
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.types import IcebergType, ListType
@@ -26,7 +27,7 @@ from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, 
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots, remove_orphans
 from datalake_assets.lake.iceberg.named_files import SnapshotFile, named_files
-from datalake_assets.lake.iceberg.object_reads import open_sized
+from datalake_assets.lake.iceberg.object_reads import open_native, open_sized
 from datalake_assets.lake.iceberg.record_appends import (
     Appended,
     FileTotals,
@@ -38,7 +39,9 @@ from datalake_assets.lake.iceberg.record_appends import (
     live_files,
     translated,
 )
+from datalake_assets.lake.iceberg.snapshot_files import may_lack_columns
 from datalake_assets.lake.sql_files import KeptEnd, KeptOpen, ReadableFile
+from datalake_assets.parquet.decoding import open_parquet
 
 __all__ = [
     "NoSuchPartitionField",
@@ -56,6 +59,8 @@ MAX_BYTES = 64 << 30
 #: Decoded bytes of a row group. In a store far away a query asks for each column of each, so that few are better; but
 #: it has to hold some of them, and so has whoever makes them: half a GiB is enough with one thread.
 ROW_GROUP_BYTES = 32 << 20
+#: Footers that are read at once, of files that may lack columns.
+FOOTERS = 8
 #: Files of snapshots that are kept in mind; some hundred bytes each.
 KNOWN_FILES = 100_000
 
@@ -280,7 +285,22 @@ class RecordTable:
         if any(each.file.file_format != FileFormat.PARQUET for each in found):
             raise UnreadableTable(self.name, "another engine has written files that are not Parquet")
         files = [each.file for each in found]
+        with ThreadPoolExecutor(FOOTERS, thread_name_prefix="footers") as pool:
+            for lacking in pool.map(self._lacking, files):
+                if lacking:
+                    columns = ", ".join(map(repr, lacking))
+                    reason = f"another engine has added files without {columns}, which their partitions state"
+                    raise UnreadableTable(self.name, reason)
         return [SnapshotFile(each.file_path, each.file_size_in_bytes, each.record_count) for each in files]
+
+    def _lacking(self, file: DataFile) -> list[str]:
+        """Columns that a file does not have, though its partition states them; reading it alone would give null."""
+        doubtful = may_lack_columns(file, self._table.metadata)
+        if not doubtful:
+            return []
+        with translated(), open_native(self._table.io, file.file_path, file.file_size_in_bytes) as source:
+            has = set(open_parquet(source).schema_arrow.names)
+        return [each.name for each in self._table.schema().fields if each.field_id in doubtful and each.name not in has]
 
     def append(self, rows: pa.Table, *, key: WriteKey | None = None, profile: SmallFilesProfile) -> Appended:
         """Appends rows in one commit; once per key.

@@ -18,11 +18,11 @@ from typing import Any
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat, ManifestContent, ManifestEntry
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
-from pyiceberg.transforms import VoidTransform
+from pyiceberg.transforms import IdentityTransform, VoidTransform
 
 from datalake_assets.lake.iceberg.manifests import Manifests
 
-__all__ = ["DeleteFile", "LiveFile", "PartitionId", "SnapshotFiles", "partition_id"]
+__all__ = ["DeleteFile", "LiveFile", "PartitionId", "SnapshotFiles", "may_lack_columns", "partition_id"]
 
 #: Field id of the path in a position delete file (Iceberg specification, "Reserved Field IDs").
 PATH_FIELD = 2147483546
@@ -34,6 +34,18 @@ PartitionId = tuple[int, tuple[Any, ...]]
 def partition_id(file: DataFile) -> PartitionId:
     """The partition that a file is in."""
     return file.spec_id, tuple(file.partition[place] for place in range(len(file.partition)))
+
+
+def may_lack_columns(file: DataFile, metadata: TableMetadata) -> set[int]:
+    """Ids of columns that a file may lack, since its partition states them (specification, "Column Projection").
+
+    Files of Hive folders that were added to a table as they are lack them. Counts of a column's values tell that it is
+    there; of whoever writes none it is not known.
+    """
+    fields = metadata.specs()[file.spec_id].fields
+    return {each.source_id for each in fields if isinstance(each.transform, IdentityTransform)} - set(
+        file.value_counts or ()
+    )
 
 
 def _is_same(one: PartitionId, other: PartitionId) -> bool:

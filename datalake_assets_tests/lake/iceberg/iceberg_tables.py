@@ -176,6 +176,32 @@ def delete_rows(
     _commit_delete_file(table, file)
 
 
+def add_file(table: Table, columns: pa.Table, partition: Record, counts: dict[int, int]) -> None:
+    """Appends a file as it is, as Spark's ``add_files`` does, which takes those of Hive folders.
+
+    Args:
+        table: The table.
+        columns: The file's; they have field ids.
+        partition: What its partition states.
+        counts: Values by field id, as its entry in the manifest has them.
+    """
+    path = f"{table.location()}/data/added-{uuid.uuid4()}.parquet"
+    with table.io.new_output(path).create() as sink:
+        pq.write_table(columns, sink)
+    file = DataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=path,
+        file_format=FileFormat.PARQUET,
+        partition=partition,
+        record_count=columns.num_rows,
+        file_size_in_bytes=len(table.io.new_input(path)),
+        value_counts=counts,
+    )
+    file.spec_id = table.spec().spec_id
+    with table.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
+        append.append_data_file(file)
+
+
 PATH_ID, POS_ID = 2147483546, 2147483545
 
 
