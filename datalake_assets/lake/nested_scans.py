@@ -29,7 +29,7 @@ _threads = 0
 _is_end = False
 _process = os.getpid()
 #: Seconds for which the end of a process waits for batches that are made; and then for the thread to leave Python.
-_PATIENCE_S, _LEAVING_S = 5.0, 0.01
+_PATIENCE_S, _LEAVING_S = 5.0, 0.1
 
 
 def scanner_of(
