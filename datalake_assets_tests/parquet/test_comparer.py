@@ -63,8 +63,7 @@ def rows_of_all_types(seed=0, rows=ROWS):
             "list": column(lists, pa.list_(pa.int32())),
             "deep": column(pairs, pa.list_(pa.struct({"a": pa.string(), "b": pa.list_(pa.int64())}))),
             "there": pa.array(numbers, pa.int64()),
-        },
-        schema=None,
+        }
     )
 
 
@@ -96,10 +95,8 @@ WAYS = {
 
 def test_the_comparer_shares_no_header_and_no_source_with_what_it_proves():
     folders = [Path(each.__file__).parent for each in (native, proof)]
-    of_kernel, of_comparer = (
-        {file.name: file.read_text() for file in folder.iterdir() if file.suffix in {".cpp", ".hpp", ".h"}}
-        for folder in folders
-    )
+    sources = [[file for file in folder.iterdir() if file.suffix in {".cpp", ".hpp", ".h"}] for folder in folders]
+    of_kernel, of_comparer = ({file.name: file.read_text() for file in files} for files in sources)
     assert of_kernel.keys().isdisjoint(of_comparer)
     included = set(re.findall(r'#include "([^"]+)"', "".join(of_comparer.values())))
     assert included < of_comparer.keys()
@@ -416,8 +413,6 @@ FILES = 12
 JOINED = [[f"{file:02} {row} {'x' * (row % 9)}" if row % 7 else None for row in range(900)] for file in range(FILES)]
 #: Of the values of a file near the end, which are among those that were joined.
 LATE = -2
-
-
 #: Files whose dictionaries their indices go through once, in one page or in several.
 PAGES = {"one page": {}, "several pages": {"data_page_size": 100, "write_batch_size": 100}}
 

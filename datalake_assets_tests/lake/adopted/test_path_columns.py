@@ -9,7 +9,7 @@ import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.lake.adopted.adoption import adopt
-from datalake_assets.lake.scan import PartitionColumns
+from datalake_assets.lake.pruning import PartitionColumns
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import ids, parquet_bytes
 from datalake_assets_tests.lake.sql_answers import run_sql

@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from datalake_assets.core.facts import WriteReport
 from datalake_assets.feed import Feed, parse_feed
@@ -19,10 +21,13 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.files.contents import ContentLimits, Contents, prepared
+from datalake_assets.sources.files.file_reading import ReadingOptions, opened
 from datalake_assets.sources.systems import connect
 
 #: When files are dropped, but for those that say otherwise.
 DROPPED = datetime(2025, 3, 1, 12, tzinfo=UTC)
+LATER = DROPPED + timedelta(days=1)
+only_local = pytest.mark.parametrize("place", ["local parquet"], indirect=True)
 
 
 def files_feed(
@@ -42,6 +47,22 @@ def files_feed(
 def contents(data: bytes, encoding: str | None = None) -> Contents:
     """A file's, prepared to be read."""
     return prepared(io.BytesIO(data), is_kept=True, encoding=encoding, limits=ContentLimits())
+
+
+def read(
+    data: str | bytes, name: str = "a.csv", **options: Any
+) -> tuple[dict[str, str], list[tuple[Any, ...]], list[tuple[int, str]]]:
+    """Types by column, rows, and lines of bad rows with the reason."""
+    file = opened(name, contents(data if isinstance(data, bytes) else data.encode()), ReadingOptions(**options))
+    kinds = file.kinds()
+    types = {each: kinds[each].type for each in kinds}
+    parsed = list(file.rows(types))
+    rows = [tuple(row.values()) for each in parsed for row in each.rows.to_pylist()]
+    return (
+        {each: str(kind) for each, kind in types.items()},
+        rows,
+        [(bad.line, bad.reason) for each in parsed for bad in each.bad],
+    )
 
 
 @dataclass
@@ -83,6 +104,15 @@ class Dropping:
     def remembered(self) -> dict[str, dict[str, Any]]:
         entries: Iterable[dict[str, Any]] = ItemLedger(FeedFolder(self.store, self.feed)).entries().to_pylist()
         return {each["name"]: each for each in entries}
+
+
+def dated(*days: int, value: int = 0) -> str:
+    """A file of a row a day, of March 2025."""
+    return "id,at\n" + "".join(f"{value},2025-03-{day:02} 06:00:00\n" for day in days)
+
+
+def by_day(dropping: Dropping) -> Dropping:
+    return Dropping(dropping.store, dropping.folder, dropping.feed.model_copy(update={"time_column": "at"}))
 
 
 def _place(position: str) -> str:

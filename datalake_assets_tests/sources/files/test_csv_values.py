@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from contextlib import closing
 from decimal import Decimal
 from functools import partial
-from typing import Any
 from unittest.mock import patch
 
 import duckdb
@@ -26,23 +25,7 @@ from datalake_assets.sources.files.contents import BadFile
 from datalake_assets.sources.files.csv_records import Block, CsvDialect, blocks, records_of
 from datalake_assets.sources.files.file_reading import OtherTypes, ReadingOptions, opened
 from datalake_assets.sources.files.text_values import Kind, classified, joined, named_type
-from datalake_assets_tests.sources.files.dropping import contents
-
-
-def read(
-    data: str | bytes, name: str = "a.csv", **options: Any
-) -> tuple[dict[str, str], list[tuple[Any, ...]], list[tuple[int, str]]]:
-    """Types by column, rows, and lines of bad rows with the reason."""
-    file = opened(name, contents(data if isinstance(data, bytes) else data.encode()), ReadingOptions(**options))
-    kinds = file.kinds()
-    types = {each: kinds[each].type for each in kinds}
-    parsed = list(file.rows(types))
-    rows = [tuple(row.values()) for each in parsed for row in each.rows.to_pylist()]
-    return (
-        {each: str(kind) for each, kind in types.items()},
-        rows,
-        [(bad.line, bad.reason) for each in parsed for bad in each.bad],
-    )
+from datalake_assets_tests.sources.files.dropping import contents, read
 
 
 @pytest.fixture
@@ -400,19 +383,6 @@ def test_names_of_types_are_known():
             named_type(name)
 
 
-def test_json_values_keep_every_digit():
-    types, rows, bad = read(
-        '{"a": 1, "b": 0.10, "c": "007", "d": {"x": 1}}\n{"a": null, "b": 12345678901234567.8, "e": true}\nno\n[1]\n',
-        "a.json",
-    )
-    assert types == {"a": "int64", "b": "decimal128(38, 2)", "c": "string", "d": "string", "e": "bool"}
-    assert rows == [
-        (1, Decimal("0.10"), "007", '{"x": 1}', None),
-        (None, Decimal("12345678901234567.80"), None, None, True),
-    ]
-    assert [line for line, _ in bad] == [3, 4]
-
-
 @pytest.mark.parametrize("text", ["9007199254740993", "1e-400", "1.00000000000000001", "1e400"])
 def test_a_later_number_that_no_double_is_is_bad_and_no_other(text):
     file = opened("a.csv", contents(f"v\n{text}\n0.5\n1e-7\n".encode()), ReadingOptions())
@@ -493,32 +463,6 @@ def test_a_mark_of_byte_order_within_a_file_is_a_letter():
 def test_a_header_may_have_empty_names_or_equal_ones_if_columns_say_that_it_is_one(data, names, rows):
     types, found, _ = read(data)
     assert (tuple(types), len(found)) == (names, rows)
-
-
-def test_texts_of_json_are_no_numbers_and_no_truths_later():
-    file = opened("a.json", contents(b'{"n":1,"t":"1"}\n{"n":"2"}\n{"b":"true"}\n{"n":"","t":7}\n'), ReadingOptions())
-    (parsed,) = file.rows({"n": pa.int64(), "t": pa.string(), "b": pa.bool_()})
-    assert [each["n"] for each in parsed.rows.to_pylist()] == [1, None]
-    assert [each.line for each in parsed.bad] == [2, 3]
-
-
-def test_json_that_is_none_is_bad_by_line_and_stops_nothing():
-    lines = ['{"a":"ü"}', b'{"a":"\xff"}', b'{"a":["\xff"]}', '{"a":1,"b":2,"a":3}', '{"a":' + "[" * 9999, '{"a":"z"}']
-    data = b"\n".join(each if isinstance(each, bytes) else each.encode() for each in lines)
-    _, rows, bad = read(data, "a.json")
-    assert rows == [("ü",), ("z",)]
-    assert [line for line, _ in bad] == [2, 3, 4, 5]
-    assert "member 'a' twice" in bad[2][1]
-
-
-def test_json_lines_are_bounded(monkeypatch):
-    monkeypatch.setattr(csv_records, "MAX_RECORD_BYTES", 1000)
-    small = partial(blocks, size=100)
-    monkeypatch.setattr("datalake_assets.sources.files.json_records.blocks", small)
-    file = opened("a.json", contents(b'{"a":1}\n{"a":"' + b"x" * 5000 + b'"}\n{"a":2}\n'), ReadingOptions())
-    parsed = list(file.rows({"a": pa.string()}))
-    assert [each.rows.num_rows for each in parsed] == [1, 0]
-    assert [(each.line, "rest of the file was not read" in each.reason) for each in parsed[1].bad] == [(2, True)]
 
 
 def test_blocks_hold_what_the_file_holds():

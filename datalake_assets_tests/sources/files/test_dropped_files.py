@@ -1,4 +1,4 @@
-"""Dropped files are landed once each, whatever happens; what changes replaces its rows; what is bad is named."""
+"""Dropped files are landed once each, whatever they hold; what is bad is named."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import io
 import json
 import os
 import zipfile
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -20,42 +18,12 @@ from click.testing import CliRunner
 from datalake_assets.cli.app import app
 from datalake_assets.errors import CommitConflict, InvalidFeed
 from datalake_assets.lake import item_ledger
-from datalake_assets.lake.item_exports import ItemsExport
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.files import csv_records, file_reading
 from datalake_assets.sources.files.dropped_objects import is_drop
 from datalake_assets.sources.files.files_declaration import declared_files
-from datalake_assets.sources.files.files_source import FileBatches
-from datalake_assets_tests.sources.files.dropping import DROPPED, Dropping, files_feed
-
-DAY = datetime(2025, 3, 1, 6)  # noqa: DTZ001  as the file has it, without a zone
-LATER = DROPPED + timedelta(days=1)
-
-
-@pytest.fixture(params=["local parquet", pytest.param("s3 parquet", marks=pytest.mark.s3), "local iceberg"])
-def place(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def dropping(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> Dropping:
-    store = request.getfixturevalue(f"{place.partition(' ')[0]}_store")
-    folder = tmp_path / "drop"
-    folder.mkdir()
-    return Dropping(store, folder, files_feed(str(folder), kept_as=place.partition(" ")[2]))
-
-
-only_local = pytest.mark.parametrize("place", ["local parquet"], indirect=True)
-
-
-def dated(*days: int, value: int = 0) -> str:
-    """A file of a row a day, of March 2025."""
-    return "id,at\n" + "".join(f"{value},2025-03-{day:02} 06:00:00\n" for day in days)
-
-
-def by_day(dropping: Dropping) -> Dropping:
-    return Dropping(dropping.store, dropping.folder, dropping.feed.model_copy(update={"time_column": "at"}))
+from datalake_assets_tests.sources.files.dropping import DROPPED, LATER, Dropping, by_day, dated, files_feed, only_local
 
 
 def test_files_are_landed_once_and_read_once(dropping):
@@ -83,37 +51,6 @@ def test_quotes_may_be_like_other_characters_and_are_no_delimiter(dropping):
     assert "is the delimiter" in (same.problem() or "")
 
 
-def test_a_changed_file_replaces_its_rows_wherever_they_are(dropping):
-    dropping = by_day(dropping)
-    dropping.drop("a.csv", dated(1, 2, 3))
-    dropping.drop("b.csv", dated(2, value=7))
-    dropping.export()
-    dropping.drop("a.csv", dated(3, 4, value=1), at=LATER)
-    dropping.export()
-    assert dropping.rows("id", "source_file") == [(1, "a.csv"), (1, "a.csv"), (7, "b.csv")]
-    assert dropping.remembered()["a.csv"]["partitions"] == ["2025-03-03", "2025-03-04"]
-    assert dropping.export().rows_read == 0
-    assert list(open_table(dropping.store, dropping.feed).verify()) == []
-
-
-def test_a_file_that_changes_back_is_another_again(dropping):
-    for number, value in enumerate((1, 2, 1, 2)):
-        dropping.drop("a.csv", f"id\n{value}\n", at=DROPPED + timedelta(hours=number))
-        dropping.export()
-        assert dropping.rows("id") == [(value,)]
-
-
-def test_a_file_that_is_touched_is_not_landed_again(dropping):
-    dropping.drop("a.csv", "id\n1\n")
-    dropping.export()
-    dropping.drop("a.csv", "id\n1\n", at=LATER)
-    assert dropping.export().rows_added == 0
-    assert dropping.rows("id", "source_modified") == [(1, DROPPED)]
-    before = dropping.remembered()["a.csv"]["number"]
-    dropping.export()
-    assert dropping.remembered()["a.csv"]["number"] == before
-
-
 @only_local
 @pytest.mark.parametrize(("number", "is_double"), [("0.1234567890123456", True), ("9007199254740993.5", False)])
 def test_numbers_are_doubles_beside_another_files_only_if_they_keep_their_digits(
@@ -129,29 +66,6 @@ def test_numbers_are_doubles_beside_another_files_only_if_they_keep_their_digits
 
 
 @only_local
-@pytest.mark.parametrize(("on_change", "left"), [("ignore", [(1,)]), ("append", [(1,), (2,)])])
-def test_a_changed_file_does_what_the_feed_says(dropping, on_change, left):
-    dropping.feed = files_feed(str(dropping.folder), source={"on_change": on_change})
-    dropping.drop("a.csv", "id\n1\n")
-    dropping.export()
-    dropping.drop("a.csv", "id\n2\n", at=LATER)
-    dropping.export()
-    assert dropping.rows("id") == left
-
-
-@only_local
-def test_a_file_that_becomes_bad_keeps_its_former_rows_until_it_is_good_again(dropping):
-    dropping.drop("a.csv", "id\n1\n")
-    dropping.export()
-    dropping.drop("a.csv", b"", at=LATER)
-    dropping.export()
-    assert dropping.rows("id") == [(1,)]
-    dropping.drop("a.csv", "id\n3\n", at=LATER + timedelta(hours=1))
-    dropping.export()
-    assert dropping.rows("id") == [(3,)]
-
-
-@only_local
 def test_a_refused_file_is_read_again_once_the_feed_says_how(dropping):
     dropping.drop("a.csv", "id,year\n1,2\n")
     assert dropping.export().rows_quarantined == 1
@@ -160,33 +74,6 @@ def test_a_refused_file_is_read_again_once_the_feed_says_how(dropping):
     dropping.export()
     assert dropping.rows("id", "season") == [(1, 2)]
     assert dropping.remembered()["a.csv"]["refused"] == ""
-
-
-@only_local
-def test_a_content_that_was_landed_in_part_and_is_gone_is_replaced_even_where_changes_are_ignored(
-    dropping, monkeypatch
-):
-    dropping = by_day(dropping)
-    dropping.feed = dropping.feed.model_copy(
-        update={"source": dropping.feed.source.model_copy(update={"on_change": "ignore"})}
-    )
-    dropping.drop("a.csv", dated(1, 2, 3))
-    swap, left = type(dropping.store).swap, [3]
-
-    def dies(self, key, body, *, etag):
-        left[0] -= key.endswith("manifest.json")
-        if not left[0]:
-            raise Killed
-        return swap(self, key, body, etag=etag)
-
-    with monkeypatch.context() as patch, suppress(Killed):
-        patch.setattr(type(dropping.store), "swap", dies)
-        dropping.export()
-    assert dropping.remembered()["a.csv"]["state"] == "landing"
-    for value in (1, 2):
-        dropping.drop("a.csv", dated(2, 4, value=value), at=LATER + timedelta(hours=value))
-        dropping.export()
-    assert dropping.rows("id") == [(1,), (1,)]
 
 
 @only_local
@@ -209,108 +96,6 @@ def test_odd_times_and_links_of_one_file_stop_no_other(dropping):
 @pytest.mark.parametrize("name", ["a.csv", "x//a.csv", "/a.csv", "x/", "x//", "", "_x//a"])
 def test_folders_may_have_no_name_on_s3(name):
     assert is_drop(name) is name.endswith("a.csv")
-
-
-@only_local
-def test_a_file_that_loses_all_rows_takes_them_out_of_the_lake(dropping):
-    dropping.drop("a.csv", "id\n1\n")
-    dropping.export()
-    dropping.drop("a.csv", "id\n", at=LATER)
-    dropping.export()
-    assert dropping.rows("id") == []
-
-
-class Killed(BaseException):
-    """The process dies here."""
-
-
-@pytest.mark.every_case_on_s3
-@pytest.mark.parametrize("steps", range(4))
-def test_what_a_crash_left_is_finished_by_the_next_export(dropping, monkeypatch, steps):
-    """Three commits of partitions, with the ledger's entries before and after them."""
-    dropping = by_day(dropping)
-    dropping.drop("a.csv", dated(1, 2, 3))
-    dropping.export()
-    dropping.drop("a.csv", dated(2, 3, 5, value=1), at=LATER)
-    real, left = type(dropping.store).swap, [2 * steps + 1]
-
-    def swap(self, key, body, *, etag):
-        if key.endswith("manifest.json") or "iceberg" in key:
-            left[0] -= 1
-            if not left[0]:
-                raise Killed
-        return real(self, key, body, etag=etag)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(dropping.store), "swap", swap)
-        try:
-            dropping.export()
-        except Killed:
-            assert dropping.remembered()["a.csv"]["state"] == "landing"
-    dropping.export()
-    assert dropping.rows("id", "at") == [(1, DAY.replace(day=day)) for day in (2, 3, 5)]
-    assert dropping.remembered()["a.csv"]["superseded"] == []
-
-
-def test_a_writer_of_an_older_content_is_kept_out(dropping, monkeypatch):
-    """It read the file before it changed, and wakes up when the newer content is there."""
-    dropping.drop("a.csv", "id\n1\n")
-    first, begin = [True], item_ledger.ItemLedger.begin
-
-    def overtaken(self, entries):
-        if first.pop() if first else False:
-            dropping.drop("a.csv", "id\n2\n", at=LATER)
-            Dropping(dropping.store, dropping.folder, dropping.feed).export()
-        begin(self, entries)
-
-    monkeypatch.setattr(item_ledger.ItemLedger, "begin", overtaken)
-    dropping.export()
-    assert dropping.rows("id") == [(2,)]
-
-
-def test_a_writer_that_slept_after_it_began_is_kept_out(dropping, monkeypatch):
-    dropping.drop("a.csv", "id\n1\n")
-    real, first = ItemsExport.commit_all, [True]
-
-    def commit_all(self, wanted):
-        if first.pop() if first else False:
-            dropping.drop("a.csv", "id\n2\n", at=LATER)
-            Dropping(dropping.store, dropping.folder, dropping.feed).export()
-        return real(self, wanted)
-
-    monkeypatch.setattr(ItemsExport, "commit_all", commit_all)
-    dropping.export()
-    assert dropping.rows("id") == [(2,)]
-
-
-@pytest.mark.parametrize("steps", [3, 99])
-def test_rows_that_another_writer_landed_meanwhile_are_found_once_the_file_changes(dropping, monkeypatch, steps):
-    """The second writer asked what is known before the first one began, and reads after that one died or ended."""
-    dropping = by_day(dropping)
-    dropping.drop("a.csv", dated(1, 2, 3))
-    real, swap, first, left = FileBatches._batches, type(dropping.store).swap, [True], [steps]
-
-    def dies(self, key, body, *, etag):
-        left[0] -= key.endswith("manifest.json") or "iceberg" in key
-        if not left[0]:
-            raise Killed
-        return swap(self, key, body, etag=etag)
-
-    def overtaken(self, *of):
-        if first.pop() if first else False:
-            with monkeypatch.context() as patch:
-                patch.setattr(type(dropping.store), "swap", dies)
-                with suppress(Killed):
-                    Dropping(dropping.store, dropping.folder, dropping.feed).export()
-        return real(self, *of)
-
-    monkeypatch.setattr(FileBatches, "_batches", overtaken)
-    dropping.export()
-    assert len(dropping.rows("id")) == 3
-    assert dropping.remembered()["a.csv"]["partitions"] == [f"2025-03-{day:02}" for day in (1, 2, 3)]
-    dropping.drop("a.csv", dated(4, value=1), at=LATER)
-    dropping.export()
-    assert dropping.rows("id") == [(1,)]
 
 
 def packed(text: str, how: str) -> bytes:
