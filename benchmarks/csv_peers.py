@@ -94,12 +94,34 @@ def duckdb(source: Path, folder: Path) -> int:
     return int(db.execute(f"SELECT count(*) FROM '{folder}/duckdb.parquet'").fetchall()[0][0])
 
 
+def duckdb_by_day(source: Path, folder: Path) -> int:
+    """DuckDB's COPY into a folder a day, as feeds have it."""
+    import duckdb as db  # noqa: PLC0415  each peer alone
+
+    days = ", ".join(f"{part}(event_time) AS {part}" for part in ("year", "month", "day"))
+    query = f"SELECT *, {days} FROM read_csv('{source}')"
+    db.execute("SET TimeZone = 'UTC'")
+    db.execute(f"COPY ({query}) TO '{folder}/days' (FORMAT parquet, PARTITION_BY (year, month, day))")
+    return int(db.execute(f"SELECT count(*) FROM '{folder}/days/**/*.parquet'").fetchall()[0][0])
+
+
 def polars(source: Path, folder: Path) -> int:
     """Polars' streaming engine."""
     import polars as pl  # noqa: PLC0415  each peer alone
 
     pl.scan_csv(source, try_parse_dates=True).sink_parquet(folder / "polars.parquet", compression="snappy")
     return int(pl.scan_parquet(folder / "polars.parquet").select(pl.len()).collect().item())
+
+
+def polars_by_day(source: Path, folder: Path) -> int:
+    """Polars' streaming engine, into a folder a day."""
+    import polars as pl  # noqa: PLC0415  each peer alone
+
+    time = pl.col("event_time").dt
+    parts = [time.year().alias("year"), time.month().alias("month"), time.day().alias("day")]
+    days = pl.PartitionBy(folder / "days", key=parts)
+    pl.scan_csv(source, try_parse_dates=True).sink_parquet(days, compression="snappy", mkdir=True)
+    return int(pl.scan_parquet(folder / "days/**/*.parquet").select(pl.len()).collect().item())
 
 
 def pyarrow(source: Path, folder: Path) -> int:
@@ -128,13 +150,17 @@ def awswrangler(source: Path, folder: Path) -> int:
     return rows
 
 
-PEERS = {each.__name__: each for each in (usual, pandas, duckdb, polars, pyarrow, awswrangler)}
+PEERS = {
+    each.__name__: each for each in (usual, pandas, duckdb, duckdb_by_day, polars, polars_by_day, pyarrow, awswrangler)
+}
 #: What each imports.
 IMPORTS = {
     "usual": ("fastavro", "pandas", "pyarrow.parquet"),
     "pandas": ("pandas", "pyarrow.parquet"),
     "duckdb": ("duckdb",),
+    "duckdb_by_day": ("duckdb",),
     "polars": ("polars",),
+    "polars_by_day": ("polars",),
     "pyarrow": ("pyarrow.parquet", "pyarrow.csv"),
     "awswrangler": ("awswrangler",),
 }

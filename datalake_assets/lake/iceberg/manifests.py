@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from enum import Enum
+from functools import cached_property, lru_cache
+from typing import Any, Self
 
+from pyiceberg.avro.decoder import new_decoder
+from pyiceberg.avro.file import AvroFile
+from pyiceberg.avro.reader import Reader
+from pyiceberg.avro.resolver import resolve_reader
 from pyiceberg.io import FileIO
 from pyiceberg.manifest import (
+    DEFAULT_READ_VERSION,
+    MANIFEST_ENTRY_SCHEMAS,
+    DataFile,
+    DataFileContent,
+    FileFormat,
     ManifestContent,
     ManifestEntry,
+    ManifestEntryStatus,
     ManifestFile,
     ManifestWriterV2,
+    _inherit_from_manifest,
 )
+from pyiceberg.schema import Schema
 from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.utils.schema_conversion import AvroSchemaConversion
 
 from datalake_assets.errors import CorruptLake, DatalakeError
 from datalake_assets.lake.iceberg.object_reads import LeanIO
@@ -77,8 +92,35 @@ def entries_of(manifest: ManifestFile, io: FileIO, *, discard_deleted: bool = Tr
         CorruptLake: It cannot be read: it is damaged, or another engine wrote what pyiceberg does not know.
         FileNotFoundError: It is gone.
     """
-    with _named(manifest.manifest_path):
-        return manifest.fetch_manifest_entry(io, discard_deleted=discard_deleted)
+    with _named(manifest.manifest_path), _ManifestAvro(io.new_input(manifest.manifest_path)) as listed:
+        return [
+            _inherit_from_manifest(entry, manifest)
+            for entry in listed
+            if not discard_deleted or entry.status != ManifestEntryStatus.DELETED
+        ]
+
+
+class _ManifestAvro(AvroFile[ManifestEntry]):
+    """A manifest as `ManifestFile.fetch_manifest_entry` reads it, but for what is worked out of its schema.
+
+    pyiceberg does that for each file anew, most of what a small one takes; those of a table state the same schema.
+    """
+
+    def __enter__(self) -> Self:
+        with self.input_file.open() as stream:
+            self.decoder = new_decoder(stream.read())
+        self.header = self._read_header()
+        self.schema, self.reader = _read_as(self.header.meta["avro.schema"])
+        return self
+
+
+@lru_cache(maxsize=64)
+def _read_as(stated: str) -> tuple[Schema, Reader]:
+    """What manifests are read by that state this schema; nothing of a file is kept in it."""
+    schema = AvroSchemaConversion().avro_to_iceberg(json.loads(stated))
+    enums: dict[int, Callable[..., Enum]] = {0: ManifestEntryStatus, 101: FileFormat, 134: DataFileContent}
+    wanted = MANIFEST_ENTRY_SCHEMAS[DEFAULT_READ_VERSION]
+    return schema, resolve_reader(schema, wanted, {-1: ManifestEntry, 2: DataFile}, enums)
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg import manifest
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.io import pyarrow as upstream
 from pyiceberg.io.pyarrow import schema_to_pyarrow
-from pyiceberg.manifest import DataFile
+from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table.update import validate
@@ -34,6 +35,7 @@ from pyiceberg.types import (
 )
 
 from datalake_assets.lake.iceberg.data_files import data_file_of
+from datalake_assets.lake.iceberg.manifests import entries_of
 from datalake_assets_tests.lake.iceberg.iceberg_tables import (
     ARROW,
     FIRST,
@@ -161,12 +163,37 @@ def test_upstream_s_check_for_new_deletes_misses_one_that_an_append_followed(cat
             ["file", "projected_schema", "table_schema", "partition_spec", "file_project_field_ids"],
         ),
         (upstream._determine_partitions, ["spec", "schema", "arrow_table"]),
+        (manifest._inherit_from_manifest, ["entry", "manifest"]),
     ],
-    ids=["columns by field id", "columns that the partition states", "rows by partition"],
+    ids=["columns by field id", "columns that the partition states", "rows by partition", "what manifests leave out"],
 )  # fmt: skip
 def test_upstream_s_private_functions_take_what_they_took(function, parameters):
-    """`present_rows` and `iceberg_rewriting` call them, to bring columns into shape and to spread rows."""
+    """`present_rows`, `iceberg_rewriting` and `manifests` call them."""
     assert list(inspect.signature(function).parameters) == parameters
+
+
+@pytest.mark.parametrize("discard_deleted", [True, False])
+def test_manifests_are_read_as_upstream_reads_them(catalog, discard_deleted):
+    """Of several specs and schemas, with entries of their own, of before, and of deletes; the second time, too."""
+    table = create(catalog)
+    table.append(rows(0, 4))
+    with table.update_spec() as spec:
+        spec.add_field("name", BucketTransform(4), "b")
+    with table.update_schema() as schema:
+        schema.add_column("more", DecimalType(20, 3))
+    table.append(rows(4, 4))
+    table.delete("id < 3")
+    delete_rows(table, positions=[(data_paths(table)[0], 0)], partition=next(iter(table.scan().plan_files())).file)
+    found = table.current_snapshot().manifests(table.io)
+    assert {each.content for each in found} == {ManifestContent.DATA, ManifestContent.DELETES}
+    for each in [*found, *found]:
+        ours = entries_of(each, table.io, discard_deleted=discard_deleted)
+        theirs = each.fetch_manifest_entry(table.io, discard_deleted=discard_deleted)
+        assert list(map(_told, ours)) == list(map(_told, theirs))
+
+
+def _told(entry: ManifestEntry) -> tuple[object, ...]:
+    return type(entry.data_file), entry.data_file.spec_id, entry._data[:4], entry.data_file._data
 
 
 def test_upstream_spreads_rows_by_transform_and_brings_columns_by_field_id():
