@@ -113,17 +113,17 @@ class TestRestCatalog(CompactionContract):
     """The real REST catalog, and files on S3."""
 
     @pytest.fixture
-    def case(self, s3_server, s3_lake: str) -> AdoptedCase:
+    def case(self, rest_server, s3_lake: str) -> AdoptedCase:
         s3 = S3Access(
-            endpoint=s3_server.endpoint,
+            endpoint=rest_server.endpoint,
             region="us-east-1",
-            access_key=s3_server.access_key,
-            secret_key=s3_server.secret_key,
+            access_key=rest_server.access_key,
+            secret_key=rest_server.secret_key,
         )
         access = CatalogAccess(
-            uri=s3_server.iceberg_endpoint,
+            uri=rest_server.iceberg_endpoint,
             warehouse="s3://warehouse",
-            credential=f"{s3_server.access_key}:{s3_server.secret_key}",
+            credential=f"{rest_server.access_key}:{rest_server.secret_key}",
         )
         namespace = f"others{uuid.uuid4().hex}"
         strange = load_catalog(
@@ -134,10 +134,10 @@ class TestRestCatalog(CompactionContract):
             credential=access.credential,
             **{
                 "oauth2-server-uri": f"{access.uri}/v1/oauth/tokens",
-                "s3.endpoint": s3_server.endpoint,
+                "s3.endpoint": rest_server.endpoint,
                 "s3.region": "us-east-1",
-                "s3.access-key-id": s3_server.access_key,
-                "s3.secret-access-key": s3_server.secret_key,
+                "s3.access-key-id": rest_server.access_key,
+                "s3.secret-access-key": rest_server.secret_key,
             },
         )
         # its warehouse may be a moment later than its buckets

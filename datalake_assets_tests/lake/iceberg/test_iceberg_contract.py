@@ -59,18 +59,18 @@ class TestTable(TableReaderContract, VersionsContract, DeletionContract):
 @pytest.mark.s3
 class TestRestCatalog(AppendContract, DeletionContract):
     @pytest.fixture
-    def case(self, s3_server, s3_lake: str) -> IcebergCase:
+    def case(self, rest_server, s3_lake: str) -> IcebergCase:
         s3 = S3Access(
-            endpoint=s3_server.endpoint,
+            endpoint=rest_server.endpoint,
             region="us-east-1",
-            access_key=s3_server.access_key,
-            secret_key=s3_server.secret_key,
+            access_key=rest_server.access_key,
+            secret_key=rest_server.secret_key,
         )
         catalog = CatalogAccess(
-            uri=s3_server.iceberg_endpoint,
+            uri=rest_server.iceberg_endpoint,
             warehouse="s3://warehouse",
             namespace=f"n{uuid.uuid4().hex}",
-            credential=f"{s3_server.access_key}:{s3_server.secret_key}",
+            credential=f"{rest_server.access_key}:{rest_server.secret_key}",
         )
         return IcebergCase(open_store(s3_lake, s3=s3, catalog=catalog), stream_feed(format="iceberg"))
 
