@@ -94,15 +94,20 @@ def duckdb(source: Path, folder: Path) -> int:
     return int(db.execute(f"SELECT count(*) FROM '{folder}/duckdb.parquet'").fetchall()[0][0])
 
 
-def duckdb_by_day(source: Path, folder: Path) -> int:
-    """DuckDB's COPY into a folder a day, as feeds have it."""
+def duckdb_by_day(source: Path, folder: Path, *, sampled: int = 20_480) -> int:
+    """DuckDB's COPY into a folder a day, as feeds have it; types are those of its sample of rows."""
     import duckdb as db  # noqa: PLC0415  each peer alone
 
     days = ", ".join(f"{part}(event_time) AS {part}" for part in ("year", "month", "day"))
-    query = f"SELECT *, {days} FROM read_csv('{source}')"
+    query = f"SELECT *, {days} FROM read_csv('{source}', sample_size = {sampled})"
     db.execute("SET TimeZone = 'UTC'")
     db.execute(f"COPY ({query}) TO '{folder}/days' (FORMAT parquet, PARTITION_BY (year, month, day))")
     return int(db.execute(f"SELECT count(*) FROM '{folder}/days/**/*.parquet'").fetchall()[0][0])
+
+
+def duckdb_by_day_all(source: Path, folder: Path) -> int:
+    """The same with types found over the whole file, as the product finds them."""
+    return duckdb_by_day(source, folder, sampled=-1)
 
 
 def polars(source: Path, folder: Path) -> int:
@@ -151,7 +156,8 @@ def awswrangler(source: Path, folder: Path) -> int:
 
 
 PEERS = {
-    each.__name__: each for each in (usual, pandas, duckdb, duckdb_by_day, polars, polars_by_day, pyarrow, awswrangler)
+    each.__name__: each
+    for each in (usual, pandas, duckdb, duckdb_by_day, duckdb_by_day_all, polars, polars_by_day, pyarrow, awswrangler)
 }
 #: What each imports.
 IMPORTS = {
@@ -159,6 +165,7 @@ IMPORTS = {
     "pandas": ("pandas", "pyarrow.parquet"),
     "duckdb": ("duckdb",),
     "duckdb_by_day": ("duckdb",),
+    "duckdb_by_day_all": ("duckdb",),
     "polars": ("polars",),
     "polars_by_day": ("polars",),
     "pyarrow": ("pyarrow.parquet", "pyarrow.csv"),
