@@ -237,6 +237,12 @@ def test_every_client_heeds_no_proxy(
     assert proxy.asked == []
 
 
+def _speak_tls(server: _Server, authority: trustme.CA) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+
+
 @every_client
 @pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "SSL_CERT_FILE"])
 def test_every_client_trusts_the_private_authority(
@@ -247,9 +253,7 @@ def test_every_client_trusts_the_private_authority(
     variable: str,
 ) -> None:
     authority, server = trustme.CA(), serve()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    _speak_tls(server, authority)
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv(variable, str(tmp_path / "authority.pem"))
     ask(f"https://localhost:{server.server_port}")
@@ -266,9 +270,7 @@ def test_no_client_trusts_an_authority_of_the_system_besides(
     variable: str,
 ) -> None:
     authority, server = trustme.CA(), serve()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    _speak_tls(server, authority)
     (tmp_path / "system").mkdir()
     authority.cert_pem.write_to_path(str(tmp_path / "system/authority.pem"))
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "system"))

@@ -285,8 +285,9 @@ class RecordTable:
         if any(each.file.file_format != FileFormat.PARQUET for each in found):
             raise UnreadableTable(self.name, "another engine has written files that are not Parquet")
         files = [each.file for each in found]
+        doubtful = [each for each in files if may_lack_columns(each, self._table.metadata)]
         with ThreadPoolExecutor(FOOTERS, thread_name_prefix="footers") as pool:
-            for lacking in pool.map(self._lacking, files):
+            for lacking in pool.map(self._lacking, doubtful):
                 if lacking:
                     columns = ", ".join(map(repr, lacking))
                     reason = f"another engine has added files without {columns}, which their partitions state"
@@ -296,8 +297,6 @@ class RecordTable:
     def _lacking(self, file: DataFile) -> list[str]:
         """Columns that a file does not have, though its partition states them; reading it alone would give null."""
         doubtful = may_lack_columns(file, self._table.metadata)
-        if not doubtful:
-            return []
         with translated(), open_native(self._table.io, file.file_path, file.file_size_in_bytes) as source:
             has = set(open_parquet(source).schema_arrow.names)
         return [each.name for each in self._table.schema().fields if each.field_id in doubtful and each.name not in has]
