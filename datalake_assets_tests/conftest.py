@@ -10,6 +10,7 @@ import ssl
 import sys
 import uuid
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +31,7 @@ from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.engines.toy import toy  # noqa: F401  likewise
 from datalake_assets_tests.fault_proxy import FaultProxy
-from datalake_assets_tests.processes import warm_processes
+from datalake_assets_tests.processes import warm_processes, warm_workers
 from datalake_assets_tests.processes.spared_storages import (
     FOLDER,
     MODULES,
@@ -147,6 +148,14 @@ def _name_groups(items: list[pytest.Item]) -> None:
         group = item.get_closest_marker("xdist_group")
         if group is not None and "@" not in item.nodeid:
             item._id = item.parent.id.child(f"{item.name}@{group.args[0]}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Forks a run's processes from one that has imported all tests, rather than have each of them import them."""
+    forking = ExitStack()
+    forking.enter_context(warm_workers.forked([str(each) for each in config.invocation_params.args]))
+    config.add_cleanup(forking.close)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -34,9 +34,9 @@ from contextlib import contextmanager, suppress
 from importlib import import_module, invalidate_caches
 from multiprocessing import util
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["COLD", "FORKED", "install", "installed"]
+__all__ = ["COLD", "FORKED", "IS_COLD", "SINGLE", "Hooks", "Waiting", "fork_when_asked", "install", "installed"]
 
 #: The variable that has Python start processes: of all of them, or of those that have it in their environment.
 COLD = "TESTS_COLD"
@@ -61,7 +61,7 @@ _NESTS = frozenset({"dev", "code-server", "api", "--parallel"})
 #: Variables that Python, or what it imports, looks at when it starts: with others a process is Python's to start.
 _LOOKED_AT = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC", "ARROW_", "TESTS_", "GRPC_", "OPENBLAS_", "OMP_")
 #: A forked process has none of its parent's threads; numpy would start some when it is imported.
-_SINGLE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+SINGLE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 #: What commands, Dagster's and ours, import before they do something.
 _IMPORTED = [
     "dagster",
@@ -114,16 +114,16 @@ _NOT_INHERITED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ
 _LENGTHS = struct.Struct(">II")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 _prctl = ctypes.CDLL(None).prctl
-_IS_COLD = bool(os.environ.get(COLD)) or not sys.platform.startswith("linux")
+IS_COLD = bool(os.environ.get(COLD)) or not sys.platform.startswith("linux")
 
 
 @contextmanager
 def installed() -> Iterator[None]:
     """Has this process start those that it knows from waiting ones; from the second one on with an environment."""
-    if _IS_COLD:
+    if IS_COLD:
         yield
         return
-    hooks = _Hooks(begun_at=2)
+    hooks = Hooks(begun_at=2)
     hooks.install()
     try:
         yield
@@ -133,11 +133,11 @@ def installed() -> Iterator[None]:
 
 def install() -> None:
     """Likewise, until this process ends, and from the first one on."""
-    if not _IS_COLD:
-        _Hooks(begun_at=1).install()
+    if not IS_COLD:
+        Hooks(begun_at=1).install()
 
 
-class _Waiting:
+class Waiting:
     """A process that forks others when it is asked to.
 
     Args:
@@ -168,16 +168,23 @@ class _Waiting:
             self._process.wait(30)
 
 
-class _Hooks:
+class Hooks:
     """What stands in the place of Python's functions that start a process.
 
     Args:
         begun_at: For the how manieth process with such an environment a waiting one is started.
         waiting: One that waits already, and the environment that it has.
+        knows: What a command line has Python run, if it is one that a waiting process runs.
     """
 
-    def __init__(self, *, begun_at: int, waiting: tuple[_Waiting, Mapping[str, str]] | None = None) -> None:
-        self._begun_at, self._pid = begun_at, os.getpid()
+    def __init__(
+        self,
+        *,
+        begun_at: int,
+        waiting: tuple[Waiting, Mapping[str, str]] | None = None,
+        knows: Callable[[Sequence[str]], dict[str, Any] | None] | None = None,
+    ) -> None:
+        self._begun_at, self._pid, self._knows = begun_at, os.getpid(), knows or _what_runs
         self._waiting = {} if waiting is None else {_looked_at(waiting[1]): waiting[0]}
         self._wanted, self._starting = Counter[frozenset[tuple[str, str]]](), threading.Lock()
         self._fork_exec: Callable[..., int] = subprocess._fork_exec
@@ -193,7 +200,7 @@ class _Hooks:
         for waiting in self._waiting.values():
             waiting.close()
 
-    def _waits(self, environment: Mapping[str, str]) -> _Waiting | None:
+    def _waits(self, environment: Mapping[str, str]) -> Waiting | None:
         """The waiting process with such an environment, if there is one or ought to be."""
         if environment.get(COLD) or os.getpid() != self._pid:  # a fork of ours has no such connection
             return None
@@ -205,18 +212,18 @@ class _Hooks:
                 with theirs:
                     process = subprocess.Popen(
                         [sys.executable, __file__, str(theirs.fileno())],
-                        env={**environment, **_SINGLE},
+                        env={**environment, **SINGLE},
                         pass_fds=[theirs.fileno()],
                         stdin=subprocess.DEVNULL,
                     )
-                self._waiting[kind] = _Waiting(ours, process)
+                self._waiting[kind] = Waiting(ours, process)
             return self._waiting.get(kind)
 
     def _forked(self, *asked_for: Any) -> int:
         """As ``_posixsubprocess.fork_exec``; what it takes is in the order of Python 3.11 to 3.13."""
         args, _, close_fds, keep, cwd, env, *rest = asked_for
         stdin, _, _, stdout, _, stderr, _, report, _, session, group, *owner, umask, before, _ = rest
-        runs = _what_runs([os.fsdecode(each) for each in args])
+        runs = self._knows([os.fsdecode(each) for each in args])
         if runs and close_fds and owner == [None] * 3 and umask < 0 and before is None:
             environment = _decoded(os.environb if env is None else dict(each.partition(b"=")[::2] for each in env))
             if waiting := self._waits(environment):
@@ -230,7 +237,7 @@ class _Hooks:
 
     def _spawned(self, path: Any, args: Any, keep: Any) -> int:
         """As ``multiprocessing.util.spawnv_passfds``."""
-        runs = _what_runs([os.fsdecode(each) for each in args])
+        runs = self._knows([os.fsdecode(each) for each in args])
         environment = dict(os.environ)
         if runs and (waiting := self._waits(environment)):
             asked = {**runs, **_signals(), "environment": environment, "folder": str(Path.cwd())}
@@ -262,7 +269,7 @@ def _decoded(environment: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 def _looked_at(environment: Mapping[str, str]) -> frozenset[tuple[str, str]]:
-    return frozenset(each for each in environment.items() if each[0].startswith(_LOOKED_AT) and each[0] not in _SINGLE)
+    return frozenset(each for each in environment.items() if each[0].startswith(_LOOKED_AT) and each[0] not in SINGLE)
 
 
 def _signals() -> dict[str, list[int]]:
@@ -341,7 +348,7 @@ def _become(asked: dict[str, Any], fds: Mapping[int, int]) -> None:
         signal.signal(number, signal.SIG_IGN if number in asked["ignored"] else default)
     signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
     os.chdir(asked["folder"])
-    single = {name: os.environ[name] for name in _SINGLE}
+    single = {name: os.environ[name] for name in SINGLE}
     os.environ.clear()
     os.environ.update({**single, **asked["environment"]})
     time.tzset()
@@ -381,6 +388,11 @@ def _main(connection: socket.socket) -> None:
     import_module("spared_storages").read_migrations()
     gc.collect()
     gc.freeze()
+    fork_when_asked(connection)
+
+
+def fork_when_asked(connection: socket.socket) -> NoReturn:
+    """Forks a process for each request, until whoever asks has ended."""
     while True:
         asked, fds = _serve(connection)
         connection.detach()  # its number is given to something else
@@ -390,7 +402,7 @@ def _main(connection: socket.socket) -> None:
         ours, theirs = socket.socketpair()
         if os.fork():
             theirs.close()
-            _Hooks(begun_at=1, waiting=(_Waiting(ours), asked["environment"])).install()
+            Hooks(begun_at=1, waiting=(Waiting(ours), asked["environment"])).install()
             break
         ours.close()
         _leave(theirs)
@@ -418,7 +430,7 @@ def _result_of(asked: dict[str, Any]) -> int:
     return 0
 
 
-def _leave_with(code: int) -> None:
+def _leave_with(code: int) -> NoReturn:
     """Ends this process as Python does, without taking down what was imported: of that others make use."""
     threading._shutdown()
     atexit._run_exitfuncs()

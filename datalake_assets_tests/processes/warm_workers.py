@@ -1,0 +1,87 @@
+"""Forks pytest-xdist's processes from one that has imported all tests: importing was most of what each began with.
+
+pytest-xdist starts a Python for each of them, by execnet. With `forked`, these are children of the one who starts them
+as ever, but forked from a process that has collected the same tests before. They collect them again, from modules that
+are there and whose memory they share. What they run, and how they end, is pytest-xdist's.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from execnet.gateway_io import popen_bootstrapline
+
+from datalake_assets_tests.processes.warm_processes import IS_COLD, SINGLE, Hooks, Waiting, fork_when_asked
+
+__all__ = ["forked"]
+
+_PROGRAM = f"import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {__name__} import main; main()"
+_READY = b"+"
+
+
+@contextmanager
+def forked(arguments: Sequence[str]) -> Iterator[None]:
+    """Has pytest-xdist's processes forked from one that collects what pytest's arguments name; waits until it has.
+
+    Where it has ended instead, Python starts them, and they say what it could not import.
+    """
+    if IS_COLD:
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), json.dumps(sys.path), *arguments],
+            env={**os.environ, **SINGLE},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        theirs.close()
+        waiting = Waiting(ours, process)
+        if ours.recv(1) != _READY:
+            waiting.close()
+            yield
+            return
+        hooks = Hooks(begun_at=sys.maxsize, waiting=(waiting, os.environ), knows=_what_runs)
+        hooks.install()
+        try:
+            yield
+        finally:
+            hooks.remove()
+
+
+def _what_runs(args: Sequence[str]) -> dict[str, Any] | None:
+    """What a command line has Python run, if it is execnet's."""
+    if args[0] == sys.executable and list(args[-2:]) == ["-c", popen_bootstrapline]:
+        return {"code": popen_bootstrapline, "argv": ["-c"], "nests": False}
+    return None
+
+
+class _Silent:
+    """Has no plugin write a summary of nothing, to a file that an option names."""
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        plugins = session.config.pluginmanager
+        plugins.unregister(plugins.get_plugin("terminalreporter"))
+
+
+def main() -> None:
+    """Collects what the arguments name, says so, and forks."""
+    number, _, *arguments = sys.argv[1:]
+    connection = socket.socket(fileno=int(number))
+    pytest.main([*arguments, "--collect-only", "-qq"], plugins=[_Silent()])
+    gc.collect()
+    gc.freeze()
+    connection.sendall(_READY)
+    fork_when_asked(connection)
