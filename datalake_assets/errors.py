@@ -36,7 +36,8 @@ once, at the adapter that talks to the foreign system. Errors can be pickled: wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "UnreadableFile",
     "UnsafeStore",
     "UploadGone",
+    "duckdb_interrupted",
     "unforeseen_text",
 ]
 
@@ -89,6 +91,24 @@ def unforeseen_text(error: BaseException) -> str:
     """The line for an error that no code foresaw, where only a part of the work is lost by it."""
     text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}{': ' if text else ''}{text} (a bug; see where with -v)"
+
+
+@contextmanager
+def duckdb_interrupted() -> Iterator[None]:
+    """Within it, or in a function that it decorates, a signal interrupts DuckDB as it interrupts Python.
+
+    DuckDB's client looks for signals while it executes, and makes an error of whatever their handler raised; a run of
+    Dagster's that was ended, or a command by Ctrl-C, would have failed by its query, or gone on with the next feed.
+
+    Raises:
+        KeyboardInterrupt: A signal came.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":  # DuckDB 2.0's words; it has no class of its own for that
+            raise
+        raise KeyboardInterrupt from error
 
 
 class ConfigError(DatalakeError):

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -26,8 +27,8 @@ from datalake_assets.catalog.views import View
 from datalake_assets.core.arrow_arrays import has_floats
 from datalake_assets.core.partitions import partition_columns
 from datalake_assets.core.rules import identifier, literal
-from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
-from datalake_assets.lake.sql_gate import message_of
+from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError, duckdb_interrupted
+from datalake_assets.lake.sql_gate import interruptible, message_of
 from datalake_assets.lake.table import Logged
 
 __all__ = ["DuckDBFile", "duckdb_view", "why_no_view"]
@@ -155,6 +156,7 @@ class DuckDBFile:
         self._file, self._lake = file.absolute(), lake
         self._copy = self._file.with_name(f"{self._file.name}.new")
         self._stack = ExitStack()
+        self._worker = self._stack.enter_context(ThreadPoolExecutor(1, "DuckDB"))  # no thread before it is needed
         self._open: duckdb.DuckDBPyConnection | None = None
         self._is_changed = False
 
@@ -195,6 +197,7 @@ class DuckDBFile:
             self._refuse_others()
         return self._open
 
+    @duckdb_interrupted()
     def _refuse_others(self) -> None:
         """A database in which somebody keeps rows is no place of ours."""
         assert self._open is not None  # noqa: S101  for mypy: the caller has opened it
@@ -220,6 +223,7 @@ class DuckDBFile:
             return {}
         return {name.lower(): Known(name, told.get(OWNER, ""), "query" in told) for name, told in self._told().items()}
 
+    @duckdb_interrupted()
     def _told(self) -> dict[str, dict[str, str]]:
         rows = self._connection.execute("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").fetchall()
         return {name: _comment(comment) for name, comment in rows}
@@ -245,6 +249,7 @@ class DuckDBFile:
         self._put(entry.name, duckdb_view(entry), told)
         return Outcome(self.kind, entry.name, state, detail=_kind_text(entry))
 
+    @duckdb_interrupted()
     def _put(self, name: str, statement: str, told: dict[str, str]) -> None:
         """Makes a view, and asks it for a row: what is entered can be read."""
         connection = self._connection
@@ -252,7 +257,8 @@ class DuckDBFile:
         try:
             connection.execute(statement)
             connection.execute(f"COMMENT ON VIEW {identifier(name)} IS {literal(json.dumps(told))}")
-            connection.execute(f"SELECT * FROM {identifier(name)} LIMIT 1").fetchall()  # noqa: S608  quoted
+            row = f"SELECT * FROM {identifier(name)} LIMIT 1"  # noqa: S608  quoted
+            interruptible(lambda: connection.execute(row).fetchall(), connection, self._worker)
             connection.execute("COMMIT")
         except duckdb.Error as error:
             connection.execute("ROLLBACK")
@@ -268,6 +274,7 @@ class DuckDBFile:
         self._put(view.name, f"CREATE OR REPLACE VIEW {identifier(view.name)} AS {view.query}", wanted)
         return Outcome(self.kind, view.name, "updated" if told else "created")
 
+    @duckdb_interrupted()
     def drop(self, known: Known) -> None:
         """Implements `Catalog`."""
         self._connection.execute(f"DROP VIEW IF EXISTS {identifier(known.name)}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -125,7 +127,8 @@ def _try_tile(session: SqlSession, tile: Tile, schema: pa.Schema | None) -> None
         with suppress(SqlTimedOut), session.bounded(), session.limited(TRIAL_S):  # one that takes its time is well
             # a view takes the query as it is, with its semicolon and its comments
             session.connection.execute(f"CREATE OR REPLACE TEMP VIEW {BROKEN} AS {checked.text}")
-            session.connection.execute(f"SELECT * FROM {BROKEN} LIMIT {_TRIED_ROWS}").fetchall()  # noqa: S608  our own
+            query = f"SELECT * FROM {BROKEN} LIMIT {_TRIED_ROWS}"  # noqa: S608  our own
+            session.run(lambda: session.connection.execute(query).fetchall())
     finally:
         session.connection.unregister(DATA)
 
@@ -212,7 +215,7 @@ def _numbers(session: SqlSession, rules: Sequence[Rule], *statements: str, timeo
             session.limited(allowed_s if timeout_s is None else timeout_s),
         ):
             for statement in statements:
-                found = session.connection.execute(statement).fetchall()
+                found = session.run(partial(_fetched, session, statement))
     except SqlTimedOut as error:
         cure = ", or give the rule a larger timeout_s"
         raise _Unevaluated(rules, f"{error.reason}{cure}", is_too_dear=True) from error
@@ -220,6 +223,10 @@ def _numbers(session: SqlSession, rules: Sequence[Rule], *statements: str, timeo
         is_too_dear = isinstance(error, duckdb.OutOfMemoryException)
         raise _Unevaluated(rules, message_of(error), is_too_dear=is_too_dear) from error
     return [int(number) for number in found[0]]
+
+
+def _fetched(session: SqlSession, statement: str) -> list[tuple[Any, ...]]:
+    return session.connection.execute(statement).fetchall()
 
 
 def _check_columns(rules: Iterable[Rule], columns: Sequence[str]) -> None:

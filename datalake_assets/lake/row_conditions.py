@@ -18,9 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from datalake_assets.core.rules import DATA, identifier
-from datalake_assets.errors import (
-    ConfigError,
-)
+from datalake_assets.errors import ConfigError, duckdb_interrupted
 from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlSession, message_of, open_session
 from datalake_assets.lake.sql_views import hide, show
 
@@ -98,7 +96,7 @@ class RowCondition:
     def _run(self, query: str) -> pa.Table:
         try:
             with self._session.bounded(), self._session.limited(TIMEOUT_S):
-                return self._session.connection.sql(query).to_arrow_table()
+                return self._session.run(lambda: self._session.connection.sql(query).to_arrow_table())
         except duckdb.Error as error:
             raise SqlRefused(message_of(error)) from error
 
@@ -203,9 +201,10 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 @cache
+@duckdb_interrupted()
 def _changing_functions() -> frozenset[str]:
     """The functions whose answer does not follow from their arguments, and the macros that are made of such."""
-    with duckdb.connect() as connection:
+    with duckdb.connect(config={"threads": 1}) as connection:
         functions = connection.execute(
             "SELECT lower(function_name), stability, macro_definition FROM duckdb_functions()"
         ).fetchall()

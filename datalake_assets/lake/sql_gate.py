@@ -18,15 +18,17 @@ import resource
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 
 from datalake_assets.core.rules import literal
-from datalake_assets.errors import ConfigError
+from datalake_assets.errors import ConfigError, duckdb_interrupted
 
 __all__ = [
     "CheckedQuery",
@@ -34,9 +36,12 @@ __all__ = [
     "SqlRefused",
     "SqlSession",
     "SqlTimedOut",
+    "interruptible",
     "message_of",
     "open_session",
 ]
+
+T = TypeVar("T")
 
 
 class SqlRefused(ConfigError):
@@ -139,8 +144,11 @@ def open_session(*, readable: Iterable[str] = (), limits: SqlLimits) -> Iterator
     Args:
         readable: Local files that DuckDB may read itself, by absolute path.
         limits: What a query may take.
+
+    Raises:
+        KeyboardInterrupt: A signal came while DuckDB worked, which makes a `RuntimeError` of what its handler raised.
     """
-    with tempfile.TemporaryDirectory(prefix="datalake-sql-") as spill:
+    with duckdb_interrupted(), tempfile.TemporaryDirectory(prefix="datalake-sql-") as spill:
         config: dict[str, str | bool | int | float | list[str]] = {
             "temp_directory": str(Path(spill, "spill")),
             **({} if limits.threads is None else {"threads": str(limits.threads)}),
@@ -157,9 +165,13 @@ def open_session(*, readable: Iterable[str] = (), limits: SqlLimits) -> Iterator
                 *_LOCKED,
             )
             connection.execute("; ".join(f"SET {each}" for each in settings))
-            yield SqlSession(connection, _memory_limit(connection) + max(uncounted, LEAST_UNCOUNTED))
+            memory = _memory_limit(connection) + max(uncounted, LEAST_UNCOUNTED)
+            with ThreadPoolExecutor(1, "DuckDB") as worker:  # no thread before it is needed
+                yield SqlSession(connection, memory, worker)
 
 
+#: Seconds between two interrupts of a query.
+_INTERRUPT_S = 0.05
 #: What Arrow needs to read some row groups at once, and DuckDB beside what it counts.
 LEAST_UNCOUNTED = 1 << 30
 #: Of the memory of the machine, or the container, that DuckDB allows itself (DuckDB documentation, "memory_limit").
@@ -215,20 +227,42 @@ def _used_bytes() -> int | None:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def interruptible(call: Callable[[], T], connection: duckdb.DuckDBPyConnection, worker: Executor) -> T:
+    """What a call of DuckDB's gives; a signal that comes meanwhile interrupts it.
+
+    In the main thread DuckDB's client looks for signals by itself, and where it has several threads it mostly waits for
+    ever then (2.0: a task is lost, and all threads are idle). So the main thread lets the worker call, and waits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    answer, interruption = worker.submit(call), None
+    while not answer.done():
+        try:
+            wait([answer], None if interruption is None else _INTERRUPT_S)
+        except BaseException as error:  # noqa: BLE001  whatever a handler raises, once DuckDB has ended
+            interruption = interruption or error
+        if interruption is not None:
+            connection.interrupt()  # again and again: one that comes before the query runs is forgotten
+    if interruption is not None:
+        raise interruption
+    return answer.result()
+
+
 class SqlSession:
     """A locked session of DuckDB.
 
     Args:
         connection: A connection that `open_session` has locked.
         memory_bytes: What a query may add to the memory of this process.
+        worker: One thread, for what the main thread waits for.
 
     Attributes:
-        connection: For statements of our own, and for queries that passed `check`.
+        connection: For statements of our own, and for queries that passed `check`; those that take their time by `run`.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, memory_bytes: int) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, memory_bytes: int, worker: Executor) -> None:
         self.connection = connection
-        self._memory_bytes = memory_bytes
+        self._memory_bytes, self._worker = memory_bytes, worker
 
     def check(self, query: str) -> CheckedQuery:
         """Lets a query through that is one read.
@@ -304,6 +338,10 @@ class SqlSession:
         if not words & {"pivot", "pivot_wider"}:
             raise SqlRefused(_ONE_READ)
         return CheckedQuery(text, words)
+
+    def run(self, call: Callable[[], T]) -> T:
+        """What a call of DuckDB's gives; a signal that comes meanwhile interrupts it."""
+        return interruptible(call, self.connection, self._worker)
 
     def interrupt(self) -> None:
         """Ends what runs, if something does; for other threads, also when the session has ended."""

@@ -28,7 +28,7 @@ from datalake_assets.errors import LakeError, ObjectNotFound, SnapshotExpired
 from datalake_assets.feed import Feed
 from datalake_assets.lake.exact_answers import exact_query
 from datalake_assets.lake.scan import BoundedDataset
-from datalake_assets.lake.sql_gate import CheckedQuery, SqlLimits, SqlRefused, message_of, open_session
+from datalake_assets.lake.sql_gate import CheckedQuery, SqlLimits, SqlRefused, SqlSession, message_of, open_session
 from datalake_assets.lake.sql_views import is_taken, show
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import TableReader, TableSnapshot
@@ -281,7 +281,7 @@ def _begun(
                 question.on_begin(session.interrupt)
             try:
                 _show_present(session.connection, present)
-                begun, first = _first(session.connection, views, checked.text, run)
+                begun, first = session.run(partial(_first, session.connection, views, checked.text, run))
             except _ERRORS as error:
                 if not any(view.has_expired() for view in views):
                     _raise_for_missing(files)
@@ -290,7 +290,7 @@ def _begun(
                     raise SnapshotExpired(question.store.uri, "files were replaced each time the query ran") from error
                 continue
             stack.push(opened.pop_all())
-            batches = _guarded(question.store, views, chain(first, begun.batches))
+            batches = _guarded(question.store, views, chain(first, _by_one(session, begun.batches)))
             return SqlAnswer(tuple(begun.columns), tuple(begun.types), begun.schema, batches)
     raise AssertionError
 
@@ -321,6 +321,11 @@ def _raise_for_missing(files: Sequence[str]) -> None:
     for file in files:
         if not Path(file).exists():
             raise ObjectNotFound(file)
+
+
+def _by_one(session: SqlSession, batches: Iterator[Batch]) -> Iterator[Batch]:
+    while (batch := session.run(partial(next, batches, None))) is not None:
+        yield batch
 
 
 def _guarded(store: Store, views: Sequence[_View], batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ import pyarrow.types as pt
 
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.core.schema import spellings
+from datalake_assets.errors import duckdb_interrupted
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # imports pandas
@@ -135,8 +136,9 @@ def _is_plain(kind: pa.DataType) -> bool:
     return bool(is_text or is_time or pt.is_boolean(kind) or pt.is_integer(kind) or pt.is_floating(kind))
 
 
+@duckdb_interrupted()
 def _does_take(kind: pa.DataType) -> bool:
-    with duckdb.connect() as connection:
+    with duckdb.connect(config={"threads": 1}) as connection:
         try:
             connection.register("asked", pa.table({"a": pa.array([], kind)}))
             connection.execute("SELECT * FROM asked").fetchall()

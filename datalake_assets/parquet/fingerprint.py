@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from datalake_assets.core.values import Value
+from datalake_assets.errors import duckdb_interrupted
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -204,6 +205,7 @@ class MultisetHasher:
         except self._refusals:
             return self._sum(table.take(pa.array(np.arange(table.num_rows))))
 
+    @duckdb_interrupted()
     def _sum(self, table: pa.Table) -> int:
         plain = pa.table(
             [_plain(column) for column in table.columns], [f"c{index}" for index in range(len(table.schema))]

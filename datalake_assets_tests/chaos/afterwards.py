@@ -23,7 +23,8 @@ from datalake_assets_tests.chaos.traffic import UNFINISHED
 
 __all__ = ["ChaosError", "Held", "check_rows", "held", "own_failures", "settle", "still_stuck"]
 
-_INTERRUPTED = "DagsterExecutionInterruptedError"
+#: The second where DuckDB was at work.
+_INTERRUPTED = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
 _KEYS = {"year", "month", "day", "version"}
 
 
@@ -108,7 +109,7 @@ def own_failures(installation: Installation) -> list[str]:
         for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])):
             for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
                 failure = entry.get_dagster_event().step_failure_data
-                if failure.error and failure.error.cls_name == _INTERRUPTED:
+                if failure.error and failure.error.cls_name in _INTERRUPTED:
                     continue
                 told = failure.user_failure_data
                 error = failure.error.to_string() if failure.error else "?"

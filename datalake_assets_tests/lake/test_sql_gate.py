@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -348,6 +351,41 @@ def test_queries_at_once_are_bounded_until_the_last_has_ended():
             assert resource.getrlimit(resource.RLIMIT_DATA) != before
         assert resource.getrlimit(resource.RLIMIT_DATA) != before
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@contextmanager
+def _alarm_after(seconds: float) -> Iterator[None]:
+    """A signal like Ctrl-C's; it interrupts whatever goes on by then."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+_ENDLESS_QUERY = "SELECT sum(a.range * b.range % 7) FROM range(10000000) a, range(10000000) b"
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_signal_ends_a_query_and_is_no_error_of_it(threads):
+    """DuckDB by itself makes a RuntimeError of whatever the handler raised, or waits for ever if it has 4 threads."""
+    with open_session(limits=SqlLimits(threads=threads)) as session:
+        for _ in range(2):  # the session is none the worse for it
+            with pytest.raises(KeyboardInterrupt), _alarm_after(0.2):
+                session.run(lambda: session.connection.execute(_ENDLESS_QUERY))
+        assert session.run(session.connection.execute("SELECT 1").fetchall) == [(1,)]
+
+
+def test_a_signal_while_duckdb_does_a_statement_of_ours_is_an_interruption():
+    with (
+        pytest.raises(KeyboardInterrupt) as caught,
+        open_session(limits=SqlLimits(threads=1)) as session,
+        _alarm_after(0.5),
+    ):
+        session.connection.execute(_ENDLESS_QUERY)
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_temporary_files_go_with_their_session(tmp_path, monkeypatch):
