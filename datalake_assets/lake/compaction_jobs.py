@@ -202,8 +202,15 @@ def staging_opener(
     def open_output() -> StagedWriter:
         return store.stage(f"{folder}/{data_file_name(prefix, at, new_id())}")
 
-    block_bytes = (8 if "://" in store.uri else 1) << 20
-    return Opener(open_output, store.discard_staged, store.read_staged, where=folder, block_bytes=block_bytes)
+    is_local = "://" not in store.uri
+    return Opener(
+        open_output,
+        store.discard_staged,
+        store.read_staged,
+        where=folder,
+        block_bytes=(1 if is_local else 8) << 20,
+        is_read_back=is_local,
+    )
 
 
 def _is_of_files(error: Exception) -> bool:

@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as declared
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.values import Value
+from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.pages import PageWalk, UnsoundPages
-from datalake_assets.parquet.row_groups import INDEX_FIELDS, MAGIC, Place, Role
-from datalake_assets.parquet.sinks import Sink, new_checksum
+from datalake_assets.parquet.row_groups import INDEX_FIELDS, MAGIC, Place, Role, moved_offset_index
+from datalake_assets.parquet.sinks import FileCopier, RangeCopier, ServerSide, Sink, new_checksum
 from datalake_assets.parquet.stated_bounds import odd_bounds
 from datalake_assets.parquet.thrift import (
     BINARY,
@@ -44,10 +44,8 @@ __all__ = [
     "MAX_ROW_GROUPS",
     "ConcatWriter",
     "Concatenated",
-    "RangeCopier",
-    "ServerSide",
+    "Copied",
     "bloom_places",
-    "moved_offset_index",
     "read_places",
 ]
 
@@ -110,25 +108,6 @@ def _neighbours(ordered: Iterable[Place]) -> Iterator[list[Place]]:
         yield together
 
 
-def moved_offset_index(data: bytes, moved: Callable[[int], int]) -> bytes:
-    """The same offset index, its pages where `moved` says that they lie now."""
-    reader, cursor = CompactReader(data), 0
-    pieces: list[bytes] = []
-    for field, kind in reader.fields():
-        if field != 1:  # page_locations
-            continue
-        for _ in range(reader.structs(kind)):
-            for inner, inner_kind in reader.fields():
-                if inner == 1:  # offset
-                    pieces.append(data[cursor : reader.position])
-                    pieces.append(zigzag(moved(reader.integer(inner_kind, I64))))
-                    cursor = reader.position
-    if reader.position != len(data):
-        raise MalformedThrift("more follows the end of an offset index")
-    pieces.append(data[cursor:])
-    return b"".join(pieces)
-
-
 #: Is given bytes of a file, and where in it they begin.
 Seen = Callable[[int, bytes | memoryview], None]
 
@@ -146,44 +125,21 @@ class Concatenated:
         file: The file, without times; without a checksum when not all of its bytes were seen.
         row_groups: Its row groups.
         tail: Its last bytes: the footer, its length and the magic.
+        seen: Checksum of its bytes without those that were not seen, one after the other.
     """
 
     file: DataFile
     row_groups: int
     tail: bytes = declared(repr=False)
+    seen: str = ""
 
 
-class ServerSide(Value, frozen=True):
-    """Lets the store itself copy an appended file's bytes, where the sink can ask it to (`RangeCopier`).
+class Copied(NamedTuple):
+    """A range of a file that was copied: where it begins and ends there, and where it begins in the output."""
 
-    Attributes:
-        key: Of the file, in the sink's store.
-        etag: Of the file; if it has another one by now, that is a `PreconditionFailed`.
-        verify: Read the bytes too, and compare them with what the store says that it has copied; otherwise the
-            checksum of the whole is not known.
-    """
-
-    key: str
-    etag: str
-    verify: bool = True
-
-
-@runtime_checkable
-class RangeCopier(Protocol):
-    """A sink whose store can copy a range of another object without sending it here."""
-
-    def copy_range(
-        self, key: str, start: int, end: int, *, etag: str, seen: Callable[[bytes], object] | None = None
-    ) -> None:
-        """Appends those bytes of the object, if it still has this ETag; otherwise raises `PreconditionFailed`.
-
-        Args:
-            key: The object.
-            start: Its first byte to copy.
-            end: After the last one.
-            etag: As the store's `head` or `list` gave it.
-            seen: Is given all the bytes in their order, and what the store copies is compared with them.
-        """
+    start: int
+    end: int
+    to: int
 
 
 class _Moves:
@@ -192,10 +148,12 @@ class _Moves:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._moves: list[tuple[int, int]] = []
+        self.ranges: list[Copied] = []
 
     def add(self, start: int, end: int, *, to: int) -> None:
         self._starts.append(start)
         self._moves.append((end, to - start))
+        self.ranges.append(Copied(start, end, to))
 
     def find(self, offset: int) -> int | None:
         """Where this byte lies now; None if it was not copied."""
@@ -262,7 +220,9 @@ class ConcatWriter:
         server_side: ServerSide | None = None,
         is_sound: bool = False,
         seen: Seen | None = None,
-    ) -> None:
+        unseen: bool = False,
+        descriptor: int | None = None,
+    ) -> list[Copied]:
         """Copies row groups with their bloom filters and page indexes; those without rows are left out.
 
         All pages are walked on the way (`PageWalk`), but for those that the store copies without sending them here.
@@ -274,6 +234,13 @@ class ConcatWriter:
             server_side: Where the store finds the file itself; without effect if the sink cannot ask it.
             is_sound: Its pages need no walk: they were encoded, or walked, a moment ago.
             seen: Is given all bytes that are copied and pass by here, with their offset in the file.
+            unseen: Their bytes do not go into the output's checksum, which is not known then: the caller reads them
+                back, and compares them with the file.
+            descriptor: The file, open, for a sink that takes its bytes by itself (`FileCopier`). Only with ``unseen``
+                and ``is_sound``: they do not pass by here then.
+
+        Returns:
+            What was copied, in the order of the file; all else that this output has of it was made anew.
 
         Raises:
             ValueError: The file's schema key is another one, a row group does not exist or is named twice, there
@@ -290,7 +257,11 @@ class ConcatWriter:
             indexes = read_places(footer, read_at, places)
             walk = None if is_sound else _walk_of(footer, chosen)
             witnesses = [each for each in (walk.feed if walk else None, seen) if each is not None]
-            moves = self._copy(footer, read_at, _ranges(footer, chosen, blooms), server_side, witnesses)
+            ranges = _ranges(footer, chosen, blooms)
+            if unseen:
+                moves = self._copy_unseen(footer, read_at, ranges, descriptor, witnesses)
+            else:
+                moves = self._copy(footer, read_at, ranges, server_side, witnesses)
             if walk is not None and self._passes_by(server_side):
                 walk.finish()
             rendered = [
@@ -305,6 +276,7 @@ class ConcatWriter:
             self._indexes += [index.after(len(self._pieces)) for index in indexed]
             self._pieces += pieces
         self._version = max(self._version, footer.version)
+        return moves.ranges
 
     def close(self, metadata: Mapping[bytes, bytes] | None = None, *, name: str = "") -> Concatenated:
         """Writes the page indexes and the footer, with this key-value metadata besides or instead of that of `like`.
@@ -318,9 +290,10 @@ class ConcatWriter:
         footer = self._footer({**self._like.key_value_metadata, **(metadata or {})})
         tail = footer + len(footer).to_bytes(4, "little") + MAGIC
         self._write(tail)
-        checksum = str(self._checksum) if self._saw_all else ""
+        seen = str(self._checksum)
+        checksum = seen if self._saw_all else ""
         file = DataFile(name=name, rows=self._rows, size_bytes=self._size_bytes, checksum=checksum)
-        return Concatenated(file, self._row_groups, tail)
+        return Concatenated(file, self._row_groups, tail, seen)
 
     def abandon(self) -> None:
         """Gives the file up: nothing more is written to the sink. Idempotent."""
@@ -343,8 +316,9 @@ class ConcatWriter:
             raise ValueError(f"a file holds at most {MAX_ROW_GROUPS} row groups")
         return chosen
 
-    def _write(self, data: bytes | memoryview) -> None:
-        self._checksum.update(data)
+    def _write(self, data: bytes | memoryview, *, is_seen: bool = True) -> None:
+        if is_seen:
+            self._checksum.update(data)
         with self._or_abandoned():
             self._sink.write(data)
         self._size_bytes += len(data)
@@ -378,6 +352,30 @@ class ConcatWriter:
                 for each in witnesses:
                     each(offset, data)
                 self._write(data)
+        return moves
+
+    def _copy_unseen(
+        self,
+        footer: Footer,
+        read_at: ReadAt,
+        ranges: Iterable[tuple[int, int]],
+        descriptor: int | None,
+        witnesses: Sequence[Seen],
+    ) -> _Moves:
+        self._saw_all, moves = False, _Moves()
+        for start, end in ranges:
+            moves.add(start, end, to=self._size_bytes)
+            if descriptor is not None and isinstance(self._sink, FileCopier):
+                with self._or_abandoned():
+                    if (copied := self._sink.copy_from(descriptor, start, end)) != end - start:
+                        raise UnreadableFile(footer.where, f"it ends before byte {start + copied + 1}")
+                self._size_bytes += end - start
+                continue
+            for offset in range(start, end, self._block_bytes):
+                data = read_exactly(read_at, offset, min(self._block_bytes, end - offset), where=footer.where)
+                for each in witnesses:
+                    each(offset, data)
+                self._write(data, is_seen=False)
         return moves
 
     def _passes_by(self, server_side: ServerSide | None) -> bool:

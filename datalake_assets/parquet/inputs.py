@@ -13,13 +13,13 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.values import Value
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.chunk_pages import decompresses
-from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.decodable import ROW_BYTES, undecodable
 from datalake_assets.parquet.decoding import AT_HAND, failing_column, open_parquet, tables
 from datalake_assets.parquet.footer import TAIL_BYTES, Footer, footer_fault, parse_footer
 from datalake_assets.parquet.native import Depth, Part, load_kernel
+from datalake_assets.parquet.outputs import Vouched
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
-from datalake_assets.parquet.sinks import checksum_like, new_checksum
+from datalake_assets.parquet.sinks import ServerSide, checksum_like, new_checksum
 from datalake_assets.parquet.stated import stated_of
 from datalake_assets.parquet.writer import moment_of
 
@@ -234,6 +234,21 @@ class OpenInput:
             return None
         key, etag = self._copy_source
         return ServerSide(key, etag, verify)
+
+    def vouched(self) -> Vouched | None:
+        """What its bytes are known by, where they can be compared with it once they are stored; None if they cannot be.
+
+        Without a checksum it is that of the bytes in memory, which were proven and are what is copied.
+        """
+        if self._copy_source is not None:
+            return None
+        if self._data is None:
+            known = bool(self.file.checksum) and self._descriptor is not None
+            return Vouched(self.file.checksum, self._descriptor) if known else None
+        if self._digest is None:
+            self._digest = new_checksum()
+        self._digest_rest()
+        return Vouched(str(self._digest))
 
     def footer(self) -> Footer:
         """What its footer says, with the places of its row groups."""

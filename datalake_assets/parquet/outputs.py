@@ -1,8 +1,6 @@
 """The files that a rewrite makes: one after another, rolled at the target size, read back before they count.
 
-Whatever puts a footer together may get it wrong, and would read its own mistake as it meant it. So it is Arrow that
-tells where the column chunks of both files lie, and what they are (`Evidence`); their bytes are compared by digest, as
-they pass by. If both agree, a chunk decodes as it did before.
+What shows that a chunk decodes as it did before is in `evidence.py`.
 """
 
 from __future__ import annotations
@@ -10,83 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.values import Value
 from datalake_assets.errors import CorruptLake
-from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatWriter, ServerSide
+from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatWriter
+from datalake_assets.parquet.evidence import Evidence, Origin, ReadBack, is_copied_whole
 from datalake_assets.parquet.footer import Footer, ReadAt
-from datalake_assets.parquet.sinks import FinishedSink, checksum_like
+from datalake_assets.parquet.sinks import FileCopier, FinishedSink, ServerSide
 
-__all__ = ["Evidence", "Opener", "Outputs", "same_columns"]
-
-MAGIC = b"PAR1"
-
-
-class _Range(NamedTuple):
-    start: int
-    end: int
-    place: int
-
-
-class Evidence:
-    """What row groups are, by the metadata that Arrow reads and by their bytes.
-
-    Args:
-        metadata: Of their file.
-        row_groups: Which, in the order that counts; those without rows are nothing.
-    """
-
-    def __init__(self, metadata: pq.FileMetaData, row_groups: Sequence[int]) -> None:
-        self._facts: list[str] = []
-        self._groups: list[int] = []  # how many chunks each has
-        ranges: list[_Range] = []
-        for group in map(metadata.row_group, row_groups):
-            if group.num_rows:
-                for chunk in map(group.column, range(group.num_columns)):
-                    ranges.append(_range(chunk, len(self._facts)))
-                    self._facts.append(_facts(chunk, ranges[-1].start))
-                self._groups.append(group.num_columns)
-        self._ranges = sorted(ranges)
-        self._digests = [xxhash.xxh3_64() for _ in ranges]
-        self._next = 0
-        self._position = 0
-
-    @classmethod
-    def of_tail(cls, tail: bytes) -> tuple[pq.FileMetaData, Evidence]:
-        """Reads the evidence of all row groups from a file's tail."""
-        metadata = pq.read_metadata(pa.BufferReader(MAGIC + tail))
-        return metadata, cls(metadata, range(metadata.num_row_groups))
-
-    def feed(self, offset: int, data: bytes | memoryview) -> None:
-        """Takes the bytes from ``offset`` on, which lie behind all those before."""
-        view, end = memoryview(data), offset + len(data)
-        while self._next < len(self._ranges) and self._ranges[self._next].start < end:
-            chunk = self._ranges[self._next]
-            begin = max(chunk.start, self._position, offset)
-            self._digests[chunk.place].update(view[begin - offset : min(chunk.end, end) - offset])
-            self._position = min(chunk.end, end)
-            if self._position < chunk.end:
-                return
-            self._next += 1
-
-    def digests(self) -> list[bytes]:
-        """One for each row group that has rows."""
-        found, place = [], 0
-        for columns in self._groups:
-            whole = xxhash.xxh3_128()
-            for chunk in range(place, place + columns):
-                whole.update(self._facts[chunk].encode(errors="surrogateescape"))
-                whole.update(self._digests[chunk].digest())
-            found.append(whole.digest())
-            place += columns
-        return found
+__all__ = ["Opener", "Outputs", "Vouched", "WrongOrigin", "same_columns"]
 
 
 def same_columns(one: pq.FileMetaData, other: pq.FileMetaData) -> bool:
@@ -97,35 +33,28 @@ def same_columns(one: pq.FileMetaData, other: pq.FileMetaData) -> bool:
     )
 
 
-def _range(chunk: Any, place: int) -> _Range:
-    start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
-    if dictionary is not None and 0 < dictionary < start:
-        start = dictionary
-    return _Range(start, start + chunk.total_compressed_size, place)
-
-
-def _facts(chunk: Any, start: int) -> str:
-    """What a reader goes by, offsets counted from the chunk's start."""
-    dictionary = chunk.dictionary_page_offset
-    return repr(
-        (
-            chunk.path_in_schema,
-            chunk.physical_type,
-            chunk.num_values,
-            chunk.compression,
-            chunk.encodings,
-            chunk.total_compressed_size,
-            chunk.total_uncompressed_size,
-            chunk.data_page_offset - start,
-            dictionary - start if dictionary else None,
-        )
-    )
-
-
 FinishedT = TypeVar("FinishedT")
 
 #: An output may be this much larger than the target, rather than leave a small file behind.
 SLACK = 1.1
+#: What is held of files that are copied whole into one output, at the most.
+LEFT_OUT_BYTES = 16 << 20
+
+
+class WrongOrigin(Exception):
+    """What is stored of a file that was copied whole is not what the file is known by; either may be wrong."""
+
+
+class Vouched(Value, frozen=True):
+    """What a file is known by, which may be compared with what is stored of it, rather than before it is copied.
+
+    Attributes:
+        checksum: Of all its bytes.
+        descriptor: The file, open, where nobody has its bytes in memory.
+    """
+
+    checksum: str
+    descriptor: int | None = None
 
 
 class Opener(Value, Generic[FinishedT], frozen=True):
@@ -137,6 +66,7 @@ class Opener(Value, Generic[FinishedT], frozen=True):
         read_back: Gives the bytes of a finished one as they are stored; None where the store has verified them all.
         where: What is rewritten, for messages.
         block_bytes: Copied at a time; larger where each read is a request.
+        is_read_back: ``read_back`` always gives the bytes.
     """
 
     open: Callable[[], FinishedSink[FinishedT]]
@@ -144,6 +74,7 @@ class Opener(Value, Generic[FinishedT], frozen=True):
     read_back: Callable[[FinishedT], Iterator[bytes] | None]
     where: str = "compaction"
     block_bytes: int = 1 << 20
+    is_read_back: bool = False
 
 
 @dataclass(slots=True)
@@ -154,6 +85,10 @@ class _Open(Generic[FinishedT]):
     are_bounds_known: bool = True
     first: pq.FileMetaData | None = None
     copied: list[bytes] = field(default_factory=list)  # digests of what was copied, by row group, for `Evidence`
+    groups: int = 0  # row groups with rows
+    origins: list[tuple[int, Origin]] = field(default_factory=list)  # with the number of its first row group
+    undigested: set[int] = field(default_factory=set)  # their row groups
+    left_out_bytes: int = 0
 
 
 class Outputs(Generic[FinishedT]):
@@ -194,7 +129,8 @@ class Outputs(Generic[FinishedT]):
         like: Footer,
         server_side: ServerSide | None = None,
         is_sound: bool = False,
-    ) -> None:
+        vouched: Vouched | None = None,
+    ) -> bool:
         """Copies row groups into the present output, or into the next if they would make it too large.
 
         Args:
@@ -206,27 +142,63 @@ class Outputs(Generic[FinishedT]):
             like: Gives an output that is begun now its schema.
             server_side: Where the store finds the file, to copy from it without us.
             is_sound: Its pages need no walk.
+            vouched: What the file is known by.
+
+        Returns:
+            Whether the file will be compared with what it is known by: before the output is finished, which may raise
+            `WrongOrigin`.
         """
         size_bytes = sum(footer.row_groups[index].size_bytes for index in row_groups)
         if self._open is not None and self._is_full(self._open.writer, size_bytes, len(row_groups)):
             self.roll()
         if self._open is None:
             self._open = self._begun(like)
-        evidence = Evidence(metadata, row_groups) if self._verify else None
-        self._open.writer.append(
-            footer,
-            read_at,
-            row_groups,
-            server_side=server_side,
-            is_sound=is_sound,
-            seen=evidence.feed if evidence is not None else None,
-        )
+        if vouched is not None and self._may_wait(self._open, footer, row_groups, vouched, is_sound=is_sound):
+            self._append_whole(self._open, footer, read_at, metadata, vouched, is_sound=is_sound)
+        else:
+            vouched, evidence = None, Evidence(metadata, row_groups) if self._verify else None
+            self._open.writer.append(
+                footer,
+                read_at,
+                row_groups,
+                server_side=server_side,
+                is_sound=is_sound,
+                seen=evidence.feed if evidence is not None else None,
+            )
+            self._open.copied += evidence.digests() if evidence is not None else []
+            self._open.groups += len(evidence.groups) if evidence is not None else 0
         self._open.first = self._open.first or metadata
-        self._open.copied += evidence.digests() if evidence is not None else []
         if bounds is None:
             self._open.are_bounds_known = False
         else:
             self._open.bounds.extend(bounds)
+        return vouched is not None
+
+    def _may_wait(
+        self, opened: _Open[FinishedT], footer: Footer, row_groups: Sequence[int], vouched: Vouched, *, is_sound: bool
+    ) -> bool:
+        """Whether a file may be proven by what is stored of it; bytes that do not pass by have to be walked before."""
+        can_be_compared = self._verify and self._opener.is_read_back and opened.left_out_bytes < LEFT_OUT_BYTES
+        is_seen = vouched.descriptor is None or (is_sound and isinstance(opened.sink, FileCopier))
+        return can_be_compared and is_seen and is_copied_whole(footer, row_groups)
+
+    def _append_whole(
+        self,
+        opened: _Open[FinishedT],
+        footer: Footer,
+        read_at: ReadAt,
+        metadata: pq.FileMetaData,
+        vouched: Vouched,
+        *,
+        is_sound: bool,
+    ) -> None:
+        found = Evidence(metadata, range(metadata.num_row_groups)).groups
+        ranges = opened.writer.append(footer, read_at, is_sound=is_sound, unseen=True, descriptor=vouched.descriptor)
+        origin = Origin(footer, vouched.checksum, read_at, ranges, found)
+        opened.origins.append((opened.groups, origin))
+        opened.undigested.update(range(opened.groups, opened.groups + len(found)))
+        opened.groups += len(found)
+        opened.left_out_bytes += origin.left_out_bytes
 
     def _is_full(self, writer: ConcatWriter, more_bytes: int, more_row_groups: int) -> bool:
         return (
@@ -249,6 +221,7 @@ class Outputs(Generic[FinishedT]):
 
         Raises:
             CorruptLake: What is stored is not what was written.
+            WrongOrigin: A file that was copied whole is not what it is known by, or not stored so.
         """
         if self._open is None:
             return
@@ -258,8 +231,9 @@ class Outputs(Generic[FinishedT]):
         bounds = opened.bounds if opened.are_bounds_known else []
         times = {"min_time": min(bounds, default=None), "max_time": max(bounds, default=None)}
         self.finished.append((finished, msgspec.structs.replace(done.file, **times)))
-        if self._verify and done.file.checksum:
-            self._compare(finished, done, opened)
+        if self._verify and (done.file.checksum or opened.origins):
+            checksum = self._compare(finished, done, opened)
+            self.finished[-1] = finished, msgspec.structs.replace(self.finished[-1][1], checksum=checksum)
 
     def discard(self) -> None:
         """Drops everything; idempotent."""
@@ -271,28 +245,35 @@ class Outputs(Generic[FinishedT]):
             self._opener.discard(finished)
         self.finished.clear()
 
-    def _compare(self, finished: FinishedT, done: Concatenated, opened: _Open[FinishedT]) -> None:
+    def _compare(self, finished: FinishedT, done: Concatenated, opened: _Open[FinishedT]) -> str:
         """Reads an output back: its bytes are those written, and Arrow finds in them what it found where they are from.
 
         A store that has verified all bytes need not give them back: then Arrow reads the footer that was sent.
+
+        Returns:
+            The checksum of what is stored.
         """
-        metadata, evidence = self._evidence(done)
+        metadata, evidence = self._evidence(done, opened)
         if metadata.num_rows != done.file.rows or (opened.first and not same_columns(opened.first, metadata)):
             raise self._corrupt()
         chunks = self._opener.read_back(finished)
-        if chunks is None:
-            return
-        digest, offset = checksum_like(done.file.checksum), 0
-        for chunk in chunks:
-            digest.update(chunk)
-            evidence.feed(offset, chunk)
-            offset += len(chunk)
-        if str(digest) != done.file.checksum or evidence.digests() != opened.copied:
+        if chunks is None and not opened.origins:
+            return done.file.checksum
+        read = ReadBack(evidence, [origin for _, origin in opened.origins])
+        for chunk in chunks or ():
+            read.feed(chunk)
+        if str(read.rest) != done.seen or evidence.digests() != opened.copied:
             raise self._corrupt()
+        for first, origin in opened.origins:
+            if not origin.is_found(evidence.groups[first : first + origin.row_groups]):
+                raise self._corrupt()
+            if not origin.is_there():
+                raise WrongOrigin(origin.where)
+        return str(read.checksum)
 
-    def _evidence(self, done: Concatenated) -> tuple[pq.FileMetaData, Evidence]:
+    def _evidence(self, done: Concatenated, opened: _Open[FinishedT]) -> tuple[pq.FileMetaData, Evidence]:
         try:
-            return Evidence.of_tail(done.tail)
+            return Evidence.of_tail(done.tail, undigested=opened.undigested)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._corrupt() from error
 

@@ -31,12 +31,12 @@ from datalake_assets.errors import CorruptLake, UnreadableFile
 from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.decoding import fits_piece, open_parquet, tables
 from datalake_assets.parquet.elements import encoded_schema
+from datalake_assets.parquet.evidence import Evidence
 from datalake_assets.parquet.fingerprint import same_values
 from datalake_assets.parquet.footer import Footer, key_values_of
 from datalake_assets.parquet.inputs import Input, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA
 from datalake_assets.parquet.native import Kernel, MergeOptions, Part, Refusal, Refused, load_kernel
-from datalake_assets.parquet.outputs import Evidence
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
 from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.schemas import Shape, conform_table

@@ -7,6 +7,7 @@ fit, are named and left out; the others go on.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from datalake_assets.parquet.concat import MAX_ROW_GROUPS
 from datalake_assets.parquet.footer import Footer
 from datalake_assets.parquet.inputs import CHANGED, Input, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible, KeyValues, without_dropped
-from datalake_assets.parquet.outputs import Opener, Outputs
+from datalake_assets.parquet.outputs import Opener, Outputs, WrongOrigin
 from datalake_assets.parquet.page_merging import BrokenHalfway, conformed
 from datalake_assets.parquet.pages import UnsoundPages, walk_pages
 from datalake_assets.parquet.rewrite_settings import Kernel, RewriteSettings, workers_for
@@ -42,6 +43,8 @@ __all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "workers_for"]
 
 
 FinishedT = TypeVar("FinishedT")
+
+logger = logging.getLogger(__name__)
 
 
 class Rewritten(Value, Generic[FinishedT], frozen=True):
@@ -103,13 +106,13 @@ def rewrite(
     enough = min(len(inputs), 2)
     shape: Shape | None = None
     unsound: dict[str, str] = {}
-    looked_at_all = False
+    looked_at_all = is_doubted = False
     with ThreadPoolExecutor(settings.workers, thread_name_prefix="parquet-encoder") as pool:
         task = _Task(settings, pool, opener, metadata, on_progress)
         while len(left := [each for each in inputs if each.file.name not in rejected]) >= enough:
             try:
                 shape = shape or _shape_of_first(left, copied=settings.kernel == "concat")
-                with _Pass(task, shape, unsound=unsound, careful=bool(unsound or rejected)) as attempt:
+                with _Pass(task, shape, unsound=unsound, careful=is_doubted or bool(unsound or rejected)) as attempt:
                     done = attempt.run(left, rejected)
                     if len(done.rewritten) >= enough:
                         return done
@@ -120,6 +123,9 @@ def rewrite(
                 rejected[error.name] = error.reason
             except UnsoundPages as error:
                 unsound[error.where] = error.reason
+            except WrongOrigin as error:
+                logger.warning("%s: what is stored of %s is not that file; again, proven first", opener.where, error)
+                is_doubted = True
             except AnotherShape:
                 if looked_at_all:
                     raise CorruptLake(opener.where, "its files change while they are read") from None
@@ -148,7 +154,8 @@ class _Pass(Generic[FinishedT]):
     """One pass over the inputs; as a context it drops what it wrote when it fails.
 
     A pass that is not ``careful`` copies what it has not proven yet and walks pages while it copies them, which spares
-    reading them twice, and has to be begun again if the proof or the walk fails.
+    reading them twice, and has to be begun again if the proof or the walk fails. Of files that are copied whole only
+    what is stored is compared with what they are known by; whether they or the store are wrong, a careful pass tells.
     """
 
     def __init__(self, task: _Task[FinishedT], shape: Shape, *, unsound: dict[str, str], careful: bool) -> None:
@@ -360,12 +367,13 @@ class _Pass(Generic[FinishedT]):
             self._queue.drain()
         server_side = source.server_side(verify=self._settings.compares_bytes)
         is_sound = source.is_walked()
-        self._is_in = True
+        vouched = source.vouched() if self._settings.compares_bytes and not self._careful else None
+        self._is_in, is_compared_later = True, False
         for some in self._runs(footer):
             bounds = _bounds([source.time_bounds(index, self._time_column) for index in some])
             try:
                 metadata, like = source.parquet.metadata, self._like or footer
-                self._outputs.append(
+                is_compared_later = self._outputs.append(
                     footer,
                     source.read_at,
                     some,
@@ -374,11 +382,13 @@ class _Pass(Generic[FinishedT]):
                     like=like,
                     server_side=server_side,
                     is_sound=is_sound,
+                    vouched=vouched,
                 )
             except PreconditionFailed as error:
                 raise UnreadableFile(source.file.name, CHANGED) from error
             self._counts["again" if source.is_encoded else "copied"] += len(some)
-        self._prove(source)
+        if not is_compared_later:
+            self._prove(source)
 
     def _prove(self, source: OpenInput) -> None:
         if self._settings.compares_bytes:

@@ -8,13 +8,22 @@ Source: apache/parquet-format, src/main/thrift/parquet.thrift: RowGroup, ColumnC
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from datalake_assets.core.values import Value
-from datalake_assets.parquet.thrift import I16, I32, I64, STRUCT, CompactReader, MalformedThrift, UndecodableThrift
+from datalake_assets.parquet.thrift import (
+    I16,
+    I32,
+    I64,
+    STRUCT,
+    CompactReader,
+    MalformedThrift,
+    UndecodableThrift,
+    zigzag,
+)
 
 __all__ = [
     "EXTENSION",
@@ -27,6 +36,7 @@ __all__ = [
     "Place",
     "Role",
     "RowGroup",
+    "moved_offset_index",
     "parse_row_group",
     "parse_schema",
 ]
@@ -360,3 +370,22 @@ def _check_places(chunks: Iterable[Chunk], leaves: list[Leaf], limit: int) -> No
         for offset in chunk.offsets:
             if not chunk.start <= offset < chunk.end:
                 raise MalformedThrift(f"a page of column {leaf.path!r} is at byte {offset}, and the column at {place}")
+
+
+def moved_offset_index(data: bytes, moved: Callable[[int], int]) -> bytes:
+    """The same offset index, its pages where `moved` says that they lie now."""
+    reader, cursor = CompactReader(data), 0
+    pieces: list[bytes] = []
+    for field, kind in reader.fields():
+        if field != 1:  # page_locations
+            continue
+        for _ in range(reader.structs(kind)):
+            for inner, inner_kind in reader.fields():
+                if inner == 1:  # offset
+                    pieces.append(data[cursor : reader.position])
+                    pieces.append(zigzag(moved(reader.integer(inner_kind, I64))))
+                    cursor = reader.position
+    if reader.position != len(data):
+        raise MalformedThrift("more follows the end of an offset index")
+    pieces.append(data[cursor:])
+    return b"".join(pieces)

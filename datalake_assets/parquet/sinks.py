@@ -9,11 +9,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import xxhash
 
-__all__ = ["ALGORITHM", "ByteLike", "Checksum", "FinishedSink", "Sink", "checksum_like", "new_checksum"]
+from datalake_assets.core.values import Value
+
+__all__ = [
+    "ALGORITHM",
+    "ByteLike",
+    "Checksum",
+    "FileCopier",
+    "FinishedSink",
+    "RangeCopier",
+    "ServerSide",
+    "Sink",
+    "checksum_like",
+    "new_checksum",
+]
 
 ByteLike = bytes | bytearray | memoryview
 
@@ -56,6 +69,56 @@ class FinishedSink(Sink, Protocol[FinishedT_co]):
 
     def discard(self) -> None:
         """Drops what was written; idempotent, and without effect after `finish`."""
+
+
+class ServerSide(Value, frozen=True):
+    """Lets the store itself copy an appended file's bytes, where the sink can ask it to (`RangeCopier`).
+
+    Attributes:
+        key: Of the file, in the sink's store.
+        etag: Of the file; if it has another one by now, that is a `PreconditionFailed`.
+        verify: Read the bytes too, and compare them with what the store says that it has copied; otherwise the
+            checksum of the whole is not known.
+    """
+
+    key: str
+    etag: str
+    verify: bool = True
+
+
+@runtime_checkable
+class RangeCopier(Protocol):
+    """A sink whose store can copy a range of another object without sending it here."""
+
+    def copy_range(
+        self, key: str, start: int, end: int, *, etag: str, seen: Callable[[bytes], object] | None = None
+    ) -> None:
+        """Appends those bytes of the object, if it still has this ETag; otherwise raises `PreconditionFailed`.
+
+        Args:
+            key: The object.
+            start: Its first byte to copy.
+            end: After the last one.
+            etag: As the store's `head` or `list` gave it.
+            seen: Is given all the bytes in their order, and what the store copies is compared with them.
+        """
+
+
+@runtime_checkable
+class FileCopier(Protocol):
+    """A sink that can take bytes of another open file by itself."""
+
+    def copy_from(self, descriptor: int, start: int, end: int) -> int:
+        """Appends those bytes of the file, as far as there are any.
+
+        Args:
+            descriptor: The file; where it stands does not count, and does not change.
+            start: Its first byte to copy.
+            end: After the last one.
+
+        Returns:
+            Their number.
+        """
 
 
 #: Of everything written from now on; format 1 of the lake began with ``blake2b-16``.

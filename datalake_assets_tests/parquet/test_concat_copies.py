@@ -8,7 +8,8 @@ import xxhash
 
 from datalake_assets.errors import PreconditionFailed, UnreadableFile
 from datalake_assets.lake.store import open_store
-from datalake_assets.parquet.concat import ConcatWriter, RangeCopier, ServerSide
+from datalake_assets.parquet.concat import ConcatWriter
+from datalake_assets.parquet.sinks import RangeCopier, ServerSide
 from datalake_assets_tests.parquet.parquet_files import footer, numbers, parquet, read, reader
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from datalake_assets.parquet.concat import moved_offset_index
+from datalake_assets.parquet.row_groups import moved_offset_index
 from datalake_assets.parquet.thrift import MalformedThrift
 from datalake_assets_tests.parquet.parquet_files import (
     EXTRAS,

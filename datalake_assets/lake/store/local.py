@@ -44,9 +44,11 @@ from datalake_assets.lake.store.base import (
 )
 from datalake_assets.lake.store.posix import (
     DurableTree,
+    blocks_of,
     delete_if_same,
     files_beginning,
     fsync_folder,
+    reserve,
     scan_entries,
     scan_files,
 )
@@ -449,6 +451,11 @@ class _LocalWriter(StagedSink):
         with self._tree.translating(self.key):
             while data:
                 data = data[self._file.write(data) :]
+
+    def copy_from(self, descriptor: int, start: int, end: int) -> int:
+        """Implements `FileCopier`."""
+        reserve(self._file.fileno(), self._size_bytes, end - start)
+        return sum(map(self.write, blocks_of(descriptor, start, end)))
 
     def _seal(self) -> StagedFile:
         with self._tree.translating(self.key):
