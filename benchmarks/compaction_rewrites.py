@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.compaction_peers import ARROW_ALONE, FLOORS, PEERS
+from benchmarks.compaction_peers import ARROW_ALONE, DECOMPRESSED, FLOORS, PEERS
 from benchmarks.measuring import Used, answer
 
 __all__ = [
@@ -82,6 +82,7 @@ _ADOPTED: Mapping[str, Mapping[str, Any]] = {
     "ours, adopted": {"adopted": True},
     "ours, adopted, pages": {"adopted": True, "verify": "pages"},
 }
+_FLOOR_OF = {ARROW_ALONE: _BY_ARROW, DECOMPRESSED: _ADOPTED}
 TINY = Workload(
     "tiny", 1_000, 1_060, "snappy", {**_VERIFY, **_BY_ARROW}, read_by=("DuckDB", "pyarrow", "Polars", "fastparquet")
 )
@@ -168,7 +169,7 @@ def contenders(workload: Workload, *, python: Path = PEERS_PYTHON) -> list[Conte
     found = [Contender(name, sys.executable, settings) for name, settings in workload.ours.items()]
     own = ("pyarrow", *FLOORS) if python.exists() else tuple(PEERS)  # pyarrow's way with the same pyarrow as ours
     for name, (module, _) in PEERS.items():
-        if name == ARROW_ALONE and not _BY_ARROW.keys() <= workload.ours.keys():
+        if name in _FLOOR_OF and not _FLOOR_OF[name].keys() <= workload.ours.keys():
             continue  # it is the floor of that way alone
         if name not in own:
             found.append(Contender(name, str(python)))
@@ -223,7 +224,9 @@ def _add_run(
     """One more run, the first of them checked; False if a peer fails time and again. Ours may not fail at all."""
     for _ in range(ATTEMPTS):
         try:
-            run, found = _run(result.contender, lake, codec, folder, check=not result.runs, kept=kept)
+            is_rewrite = result.contender.name not in FLOORS
+            check = is_rewrite and not result.runs
+            run, found = _run(result.contender, lake, codec, folder, check=check, kept=kept)
         except SystemExit as error:
             if result.contender.settings is not None:
                 raise
