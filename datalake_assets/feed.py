@@ -330,6 +330,10 @@ class Feed(Model):
         """Midnight UTC of ``start``."""
         return datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC)
 
+    def pulled_from(self, watermark: datetime | None) -> datetime:
+        """From when on a pull reads: as far before the ``watermark`` as rows may be late."""
+        return self.start_time if watermark is None else max(self.start_time, watermark - self.lateness)
+
     def partition_count(self, now: datetime) -> int:
         """How many partitions a stream has by ``now``, which are there before they have rows; 0 for other feeds."""
         if self.kind is not FeedKind.STREAM:

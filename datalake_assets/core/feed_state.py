@@ -61,7 +61,7 @@ class FeedState(Value, frozen=True):
         position_kind: ``offsets``, ``window``, ``snapshot`` or ``ids``; for life; None before the first commit.
         epoch: How often the source was recreated.
         hint: ``offsets``: first offset by source partition that may not be in the lake. Moves up only.
-        watermark: ``window``: latest partition time in the lake. Moves up only.
+        watermark: ``window``: latest partition time up to which a pull saw all that had come. Moves up only.
         next_version: Number of the next version of a table; never reused.
         versions: Committed versions that are kept, in number order.
         removing: Versions that retention has removed and whose files may still be there.

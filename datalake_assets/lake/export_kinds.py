@@ -18,7 +18,7 @@ import pyarrow as pa
 from datalake_assets.core.batches import Batches, Derived
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import PartitionBy, key_of, window_of
+from datalake_assets.core.partitions import PartitionBy, window_of
 from datalake_assets.core.position import (
     Holes,
     OffsetsPosition,
@@ -119,19 +119,21 @@ class WindowExport(Export):
             if each or self.settled(key).files or self.records_empty
         }
         reports = self.commit_all(wanted)
-        newest = max((report.max_time for report in reports.values() if report.max_time), default=None)
+        # as this pull saw them: a partition may hold what a later one saw, and its late rows were not looked for here
+        seen = [file.max_time for together in staged.values() for _, file in together if file.max_time]
+        newest = max(seen, default=None)
         self.folder.state.change(lambda now: now.with_watermark(newest) if self._goes_on_from(now.watermark) else now)
         return self.result(landing, reports, schema)
 
     def _goes_on_from(self, watermark: datetime | None) -> bool:
-        """Whether nothing between what is in the lake and these partitions was left out, by design or by a failure.
+        """Whether this pull saw all that may have come since the watermark.
 
-        The next export begins at the watermark: past a gap, nobody would come back to it.
+        The next export begins a lateness before it, so that this one has to begin there as well. It is not enough that
+        its partitions follow those in the lake: these were pulled before their last rows came, and once the watermark
+        has moved on nobody comes back to them, nor to a gap.
         """
-        by = PartitionBy(self.feed.partition_by)
-        begin = window_of(self.partitions[0], by).start
-        reached = self.feed.start_time if watermark is None else window_of(key_of(watermark, by), by).end
-        return begin <= max(self.feed.start_time, reached)
+        begin = window_of(self.partitions[0], PartitionBy(self.feed.partition_by)).start
+        return begin <= self.feed.pulled_from(watermark)
 
     def position_read(self, key: str) -> Mapping[str, Any]:
         """Implements `Export.position_read`: the window, and when its pull began."""

@@ -385,8 +385,7 @@ class HiveTable:
         current = window_of(key_of(now, by), by)
         if self._positions in _UNSELECTIVE:
             return tuple(keys_in(current, by))
-        watermark = self._folder.state.load().watermark
-        start = max(self.feed.start_time, watermark - self.feed.lateness) if watermark else self.feed.start_time
+        start = self.feed.pulled_from(self._folder.state.load().watermark)
         return tuple(keys_in(TimeWindow(min(start, current.start), current.end), by))
 
     def _version(self, partitions: Sequence[str] | None) -> str:

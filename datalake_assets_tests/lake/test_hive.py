@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -258,8 +259,34 @@ def test_catching_up_by_pull_comes_back_to_a_gap_that_a_failed_run_of_a_backfill
         export(table, stream_of(*(parts[day] for day in chosen)), chosen)
     assert table.plan().partitions[0] == "2025-01-02"  # a day before the newest of those that are complete
     export(table, stream_of(*(parts[day] for day in days[3:6])), days[3:6])
-    assert table.plan().partitions[0] == "2025-01-05"  # and what is there already is pulled once more
+    assert table.plan().partitions[0] == "2025-01-02"  # nobody knows whether these were whole: they are pulled again
+    export(table, stream_of(*list(parts.values())[1:]), table.plan().partitions)
+    assert table.plan().partitions[0] == "2025-01-08"
     assert ids(table) == list(range(24 * 9))
+
+
+def test_catching_up_by_pull_comes_back_to_days_that_were_exported_one_by_one_before_they_were_whole(store):
+    """By name, as a person or a schedule of Dagster's does it: each day is exported while it goes on."""
+    table = HiveTable(store, stream_feed("pull", lateness="P1D"))
+    for day in range(4):
+        some = SourceBatch(rows(range(24 * day, 24 * day + 12)))  # its second half comes later
+        export(table, stream_of(some), [f"2025-01-0{day + 1}"])
+    plan = table.plan().partitions
+    assert plan[0] == "2025-01-01"
+    export(table, stream_of(SourceBatch(rows(range(24 * 4)))), plan)
+    assert ids(table) == list(range(24 * 4))
+    assert table.plan().partitions[0] == "2025-01-03"  # what was pulled at once is whole but for what is late
+
+
+def test_catching_up_by_pull_looks_for_what_was_late_before_a_newer_pull_that_came_between(store):
+    """An older pull drops what a newer one committed of its newest day, and moves on as far as it saw itself."""
+    table = HiveTable(store, stream_feed("pull", lateness="PT12H"))
+    days = ["2025-01-01", "2025-01-02", "2025-01-03"]
+    between = partial(export, HiveTable(store, table.feed), stream_of(SourceBatch(rows(range(48, 72)))), days[2:])
+    with between_commits(between):
+        export(table, stream_of(SourceBatch(rows(range(50)))), days)
+    assert ids(table) == [*range(48), *range(48, 72)]
+    assert table.plan().partitions[0] == "2025-01-02"  # of January 3rd, 01:00, less half a day
 
 
 def test_two_writers_of_the_same_rows_land_them_once(store):
