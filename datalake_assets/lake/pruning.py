@@ -33,7 +33,7 @@ _PLAIN = frozenset({"is_in", "is_nan", "is_null", "is_valid"})
 _OF_TRUTHS = re.compile(r"\) (?:==|!=|<=?|>=?) |(?:==|!=|<=?|>=?) (?:\(|true|false)")
 #: How Hive writes a null into a path.
 NULL = "__HIVE_DEFAULT_PARTITION__"
-_INTEGER = re.compile(r"-?\d{1,18}")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")  # Arrow reads no other digits
 _INT32 = range(-(2**31), 2**31)
 
 

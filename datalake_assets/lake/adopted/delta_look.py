@@ -39,7 +39,7 @@ from datalake_assets.core.partitions import FOLDER_ITSELF
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, CorruptLake, LakeError, ObjectNotFound
 from datalake_assets.feed import Feed
-from datalake_assets.lake.adopted.delta_rows import QueriedDataset, have_same_values, line_of
+from datalake_assets.lake.adopted.delta_rows import QueriedDataset, doubted_columns, have_same_values, line_of
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Logged
@@ -122,7 +122,8 @@ class DeltaLook:
         self._values: dict[str, tuple[object, ...]] = {}
         self._far: dict[str, str] = {}
         found: dict[str, list[DataFile]] = defaultdict(list)
-        rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+        actions = pa.table(table.get_add_actions(flatten=True))
+        self._doubted, rows = doubted_columns(self.schema, self._columns, actions), actions.to_pylist()
         counted = self._all_counted([row["path"] for row in rows if row["num_records"] is None])
         for row in rows:
             values = tuple(row[f"partition.{column}"] for column in self._columns)
@@ -369,21 +370,14 @@ class DeltaLook:
         wanted = {unquote(file.name) for key in keys for file in self.files(key)}
         try:
             read = ds.ParquetReadOptions(coerce_int96_timestamp_unit=INT96_UNIT)
-            whole = self.table.to_pyarrow_dataset(parquet_read_options=read, schema=self._stated_columns())
+            believed = pa.schema([each for each in self.schema if each.name not in self._doubted])
+            whole = self.table.to_pyarrow_dataset(parquet_read_options=read, schema=believed)
         except DeltaError as error:
             raise failure(self._feed, error) from error
         kept = [each for each in whole.get_fragments() if each.path in wanted]
         if len(kept) != len(wanted):
             raise CorruptLake(self._feed.source.where, "its files cannot be told apart by their names")
         return BoundedDataset(kept, self.schema, whole.format, whole.filesystem)
-
-    def _stated_columns(self) -> pa.Schema:
-        """The columns whose bounds in the log Arrow may believe: those of floats say nothing of rows that are NaN.
-
-        Arrow takes a bound for true of every row, so that `x < 5` were true of NaN, and `not x < 5` of no row.
-        """
-        named = {*self._columns}  # what a partition states is a value, and no bound
-        return pa.schema([each for each in self.schema if each.name in named or not pa.types.is_floating(each.type)])
 
     def paths(self, keys: Sequence[str]) -> set[str]:
         """Implements `TableLook`; with the version, where a file may lose rows under its name."""

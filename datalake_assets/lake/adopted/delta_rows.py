@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
+import pyarrow.types as pt
 from deltalake import DeltaTable, QueryBuilder
 from deltalake.exceptions import DeltaError
 
@@ -21,7 +24,7 @@ from datalake_assets.parquet.decoding import open_parquet, tables
 from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher
 from datalake_assets.parquet.schemas import conform_table
 
-__all__ = ["QueriedDataset", "have_same_values", "line_of"]
+__all__ = ["QueriedDataset", "doubted_columns", "have_same_values", "line_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,31 @@ class QueriedDataset(BoundedDataset):
                 yield pa.RecordBatch.from_arrays(columns, schema=self.schema)
         except DeltaError as error:
             raise OSError(f"deltalake cannot read the table: {line_of(error)}") from error
+
+
+def doubted_columns(schema: pa.Schema, given: Collection[str], actions: pa.Table) -> set[str]:
+    """The columns whose bounds in the log Arrow must not have: it takes a bound for true of every row of a file.
+
+    - Those of floats say nothing of rows that are NaN, so that `x < 5` were true of these, and `not x < 5` of no row.
+    - Those of decimals are JSON numbers, which writers take through a float: beyond its digits they lie beside values.
+    - Where a file does not say how many nulls a column has, the library lets its bounds say that there are none.
+
+    Args:
+        schema: The table's columns.
+        given: Those that partitions state: what these say is a value, and no bound.
+        actions: The files as the library tells of them, one column for each statistic.
+    """
+
+    def is_doubted(field: pa.Field) -> bool:
+        kind, names = field.type, [f"{which}.{field.name}" for which in ("min", "max")]
+        if pt.is_floating(kind) or (pt.is_decimal(kind) and kind.precision > sys.float_info.dig):
+            return True
+        nulls = f"null_count.{field.name}"
+        unknown = actions[nulls].is_null() if nulls in actions.column_names else pa.scalar(value=True)
+        stated = (actions[name].is_valid() for name in names if name in actions.column_names)
+        return any(pc.any(pc.and_(each, unknown)).as_py() for each in stated)
+
+    return {field.name for field in schema if field.name not in given and is_doubted(field)}
 
 
 Opens = Callable[[str], pa.NativeFile]

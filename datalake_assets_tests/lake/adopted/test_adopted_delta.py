@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -183,6 +184,33 @@ def test_bounds_in_the_log_say_nothing_of_rows_that_are_not_a_number(local_store
             assert [row for rows in answer.batches for row in rows] == [(each,) for each in wanted]
     for where, wanted in ((ds.field("share") < 5, [1]), (~(ds.field("share") < 5), [2, 4, 5])):
         assert sorted(ours.scan(columns=["id"], where=where).read_all()["id"].to_pylist()) == wanted
+
+
+def test_bounds_in_the_log_that_are_rounded_lose_no_row(local_store, place):
+    """The log has decimals as JSON numbers, which writers take through a float."""
+    wide, narrow = Decimal("123456789012345678901234567.89"), Decimal("9999999999999.99")
+    for number in range(2):
+        columns = {"id": [number], "wide": pa.array([wide], pa.decimal128(38, 2))}
+        write_deltalake(place, pa.table(columns | {"narrow": pa.array([narrow], pa.decimal128(15, 2))}), mode="append")
+    ours = open_table(local_store, adopt_at(local_store, str(place), "t").feed)
+    for condition in (f"wide = {wide}", f"wide > {wide} - 0.01", f"narrow = {narrow}", f"narrow > {narrow} - 0.01"):
+        with open_answer(local_store, [ours.feed], f"select id from t where {condition} order by id") as answer:  # noqa: S608
+            assert [row for rows in answer.batches for row in rows] == [(0,), (1,)], condition
+    assert ours.scan(where=ds.field("wide") == pa.scalar(wide, pa.decimal128(38, 2))).read_all().num_rows == 2
+
+
+def test_bounds_of_files_that_count_no_nulls_lose_no_null(local_store, place):
+    """Each statistic is optional (Delta protocol, "Per-file Statistics")."""
+    write_deltalake(place, pa.table({"id": [1, 2], "text": ["a", None]}))
+    log = place / "_delta_log" / f"{0:020}.json"
+    actions = [json.loads(line) for line in log.read_text().splitlines()]
+    for each in (action["add"] for action in actions if "add" in action):
+        each["stats"] = json.dumps({**json.loads(each["stats"]), "nullCount": {"id": 0}})
+    log.write_text("".join(f"{json.dumps(action)}\n" for action in actions))
+    ours = open_table(local_store, adopt_at(local_store, str(place), "t").feed)
+    with open_answer(local_store, [ours.feed], "select id from t where text is null") as answer:
+        assert [row for rows in answer.batches for row in rows] == [(2,)]
+    assert ours.scan(where=ds.field("text").is_null()).read_all()["id"].to_pylist() == [2]
 
 
 def test_a_day_that_is_over_is_merged_and_one_that_goes_on_waits(local_store, place):

@@ -69,6 +69,14 @@ def test_values_that_need_more_room_widen_the_column(store, folder):
     assert by_id(table) == {1: 7, 2: 5_000_000_000}
 
 
+@pytest.mark.parametrize("digits", ["\u0665", "\uff15"], ids=["Arabic", "wide"])
+def test_digits_that_arrow_does_not_read_stay_text(store, folder, digits):
+    folder.write(f"region={digits}/0.parquet", [1])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+
+    assert by_id(table) == {1: digits}
+
+
 @pytest.mark.parametrize(
     ("own", "texts", "kind"),
     [
