@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.compaction_peers import ARROW_ALONE, DECOMPRESSED, FLOORS, PEERS
+from benchmarks.compaction_peers import ARROW_ALONE, CODECS_FULL, CODECS_PAGES, DECOMPRESSED, FLOORS, PEERS
 from benchmarks.measuring import Used, answer
 
 __all__ = [
@@ -43,6 +43,8 @@ __all__ = [
 PEERS_PYTHON = Path(f"{sys.prefix}-peers") / "bin" / "python"
 #: Of a peer's run: one of them crashes now and then.
 ATTEMPTS = 3
+#: Of the inputs.
+INPUT_CODEC = "snappy"
 #: Rounds of reading for each of rewriting.
 READINGS = 2
 
@@ -171,6 +173,8 @@ def contenders(workload: Workload, *, python: Path = PEERS_PYTHON) -> list[Conte
     for name, (module, _) in PEERS.items():
         if name in _FLOOR_OF and not _FLOOR_OF[name].keys() <= workload.ours.keys():
             continue  # it is the floor of that way alone
+        if name in (CODECS_FULL, CODECS_PAGES) and workload.codec == INPUT_CODEC:
+            continue  # nothing has to be compressed again
         if name not in own:
             found.append(Contender(name, str(python)))
         elif find_spec(module):

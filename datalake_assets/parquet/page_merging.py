@@ -18,7 +18,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -134,9 +133,13 @@ class Merger:
         encoder: Encodes what the kernel cannot take.
         form: How row groups are encoded.
         settings: Of the rewrite.
+
+    Attributes:
+        copies: Whether the last merge copied most of what it read, so that it cost little more than reading that.
     """
 
     def __init__(self, kernel: Kernel, encoder: Encoder, form: SegmentFormat, settings: RewriteSettings) -> None:
+        self.copies = True
         self._kernel, self._encoder, self._form, self._verify = kernel, encoder, form, settings.verify
         self._row_group_bytes, self._row_bytes = settings.parquet.row_group_bytes, settings.row_bytes
         self._row_width = sum(map(_width, form.schema.types))
@@ -179,8 +182,7 @@ class Merger:
         is_copied = are_large(file.size_bytes, found.plain_bytes, found.row_groups)
         if found.refused or has_more or is_unsure or is_copied or data.size != file.size_bytes:
             return None
-        view = memoryview(data)
-        schema, texts = (bytes(view[at : at + size]) for at, size in (found.schema, found.key_values))
+        schema, texts = (bytes(data[at : at + size]) for at, size in (found.schema, found.key_values))
         if schema != self._form.model.schema:
             return None
         known, key_values = self._last_key_values
@@ -217,8 +219,7 @@ class Merger:
         return self._whole(source.file, data, plain_bytes, source.row_groups, key_values=key_values, why=why)
 
     def _whole(self, file: DataFile, data: pa.Buffer, plain_bytes: int, row_groups: int, **known: Any) -> WholeFile:
-        weight_bytes = max(plain_bytes, file.rows * self._row_width)
-        return WholeFile(file, data, weight_bytes, plain_bytes, row_groups, **known)
+        return WholeFile(file, data, max(plain_bytes, file.rows * self._row_width), plain_bytes, row_groups, **known)
 
     def parts(self, source: OpenInput) -> Iterator[WholeFile] | None:
         """A file that is too large for one row group, in parts that are not; None if its rows have to be decoded.
@@ -316,7 +317,9 @@ class Merger:
         is_full = self._verify == "full"
         parts = [Part(each.data, rows=each.file.rows, proven=is_full or each.is_proven) for each in files]
         made = self._kernel.merge(parts, self._options)
-        bounds = tuple(map(self._moment, made.times or ()))
+        self.copies = 2 * made.copied_bytes > made.in_bytes
+        at = self._form.time_column
+        bounds = tuple(moment_of(each, self._form.schema.field(at).type) for each in made.times or ())
         segment = self._encoder.adopted(pa.py_buffer(made.view), bounds=bounds)
         rows = sum(each.file.rows for each in files)
         reason = f"{rows} rows were merged into {made.rows}" if rows != made.rows else ""
@@ -326,9 +329,6 @@ class Merger:
             logger.error("nothing is kept of a row group whose pages were merged: %s", reason)
             raise Refused(Refusal.INTERNAL, -1, reason)
         return segment
-
-    def _moment(self, count: int) -> datetime:
-        return moment_of(count, self._form.schema.field(self._form.time_column).type)
 
     def _difference(self, segment: Segment, files: Sequence[WholeFile], *, is_sorted: bool) -> str:
         """Why a row group is not what its inputs are, by readers that have no part in it; empty if it is.

@@ -107,9 +107,10 @@ class SegmentQueue:
         """Has a row group made of what is held."""
         tables, files, self._tables, self._files, self._held_bytes = self._tables, self._files, [], [], 0
         if tables or files:
-            # while pages are merged, this thread reads, checks and writes for a third of the work, and what waits for
+            # while pages are copied, this thread reads, checks and writes for a third of the work, and what waits for
             # it takes memory: files and row groups that are made already
-            self.drain(self._at_once - 1 if tables else max(0, self._at_once - 2))
+            copies = bool(files) and self._merger is not None and self._merger.copies
+            self.drain(max(0, self._at_once - 2) if copies else self._at_once - 1)
             if files:
                 assert self._merger is not None  # noqa: S101  for mypy: it made them
                 self._jobs.append(self._pool.submit(self._merger.merge, files))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import random
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +78,30 @@ def test_small_files_are_merged_without_decoding_rows(verify, is_committed):
     assert (result.merged, result.encoded, result.copied, dict(result.detours)) == (1, 1, 0, {})
     assert read(result).equals(pa.concat_tables(tables))
     assert result.rewritten == tuple(f"f{i}" for i in range(8))
+
+
+@pytest.mark.parametrize("codec", ["snappy", "zstd"])
+def test_row_groups_are_made_two_at_a_time_where_pages_are_compressed_again(monkeypatch, codec):
+    began, running, meet, merge = [], [], threading.Barrier(2), Merger.merge
+
+    def met(self, files):
+        began.append(files)
+        if codec == "zstd" and len(began) > 1:  # the first shows what merges cost
+            meet.wait(timeout=60)
+        assert codec == "zstd" or not running
+        running.append(files)
+        try:
+            return merge(self, files)
+        finally:
+            running.remove(files)
+
+    monkeypatch.setattr(Merger, "merge", met)
+    texts = [pa.array([random.Random(f"{file} {row}").randbytes(700) for row in range(1_000)]) for file in range(5)]
+    tables = [events(file * 1_000, 1_000, text=text) for file, text in enumerate(texts)]
+    form = ParquetSettings(compression=codec, row_group_bytes=1 << 20)
+    result = rewritten(inputs(*tables), replace(SETTINGS, parquet=form, as_large=1.0))
+    assert (result.merged, len(began)) == (5, 5)
+    assert read(result).equals(pa.concat_tables(tables))
 
 
 def test_rows_out_of_order_come_out_in_order_of_time_and_otherwise_as_they_came():

@@ -21,10 +21,19 @@ void UnionDictionary::reset() {
   plain.clear();
   offsets.fill(1, 0);
   slots_.fill(FIRST_SLOTS, 0);
+  slots_are_old_ = false;
 }
 
-void UnionDictionary::grow_slots() {
-  size_t wanted = slots_.size() * 4;
+void UnionDictionary::take(View entries, size_t count, size_t width, const Numbers<u32>& ends) {
+  plain.put(entries.data, entries.size);
+  offsets.resize(count + 1);
+  for (size_t i = 0; i <= count; i++) offsets[i] = width ? static_cast<u32>(i * width) : ends[i];
+  slots_are_old_ = count > 0;
+}
+
+void UnionDictionary::fill_slots(size_t wanted) {
+  while (wanted < count() * 2) wanted *= 4;
+  slots_are_old_ = false;
   slots_.fill(wanted, 0);
   u64 mask = wanted - 1;
   for (size_t entry = 0; entry < count(); entry++) {
@@ -37,6 +46,7 @@ void UnionDictionary::grow_slots() {
 template <size_t Width>
 u32 UnionDictionary::add(const u8* value, size_t given) {
   const size_t size = Width ? Width : given;
+  if (slots_are_old_) fill_slots(slots_.size());
   u64 mask = slots_.size() - 1;
   u64 slot = XXH3_64bits(value, size) & mask;
   while (slots_[slot]) {
@@ -48,7 +58,7 @@ u32 UnionDictionary::add(const u8* value, size_t given) {
   plain.put(value, size);
   offsets.push(static_cast<u32>(plain.size));
   slots_[slot] = entry + 1;
-  if (count() * 2 > slots_.size()) grow_slots();
+  if (count() * 2 > slots_.size()) fill_slots(slots_.size() * 4);
   return entry;
 }
 
@@ -128,11 +138,9 @@ void Column::to_plain() {
 }
 
 // Few of the values so far repeat, or they are long: what is likely to come of a dictionary is not worth the trial.
-bool Column::dictionary_is_worthless() const {
-  size_t count = dictionary.count();
-  return dictionary.plain.size > MAX_DICTIONARY_BYTES ||
-         (chunks >= TRIAL_CHUNKS && values >= TRIAL_VALUES && count * 50 > values * 49) ||
-         (values >= LONG_TRIAL_VALUES && count * 4 > values * 3);
+bool Column::is_worthless(size_t bytes, size_t entries, size_t of) const {
+  return bytes > MAX_DICTIONARY_BYTES || (chunks >= TRIAL_CHUNKS && of >= TRIAL_VALUES && entries * 50 > of * 49) ||
+         (of >= LONG_TRIAL_VALUES && entries * 4 > of * 3);
 }
 
 void Column::map_dictionary(size_t entries, Scratch& scratch) {
@@ -163,24 +171,33 @@ void Column::add_page(const DataPage& page, const Chunk& chunk, size_t entries, 
     return;
   }
   decode_dictionary_indices(page, chunk, entries, scratch);
+  const size_t width = leaf->width();
+  const View all{scratch.dictionary.data, width ? entries * width : scratch.ends[entries]};
+  const bool is_first = has_dictionary && !mapped && !dictionary.count();  // nothing is united yet
+  if (is_first && is_worthless(all.size, entries, page.values)) to_plain();
   if (!has_dictionary) {
     bool whole = page.values == entries && counts_up(scratch.indices.data(), entries);
     if (whole) {
-      size_t width = leaf->width();
-      plain.put(scratch.dictionary.data, width ? entries * width : scratch.ends[entries]);
+      plain.put(all.data, all.size);
     } else {
       gather(*leaf, scratch.dictionary.data, scratch.ends.data(), scratch.indices.data(), page.values, plain);
     }
     values += page.values;
     return;
   }
-  if (!mapped) map_dictionary(entries, scratch);
+  if (is_first) {
+    dictionary.take(all, entries, width, scratch.ends);
+    scratch.map.resize(entries);
+    for (size_t i = 0; i < entries; i++) scratch.map[i] = static_cast<u32>(i);
+  } else if (!mapped) {
+    map_dictionary(entries, scratch);
+  }
   mapped = true;
   size_t before = indices.size();
   indices.resize(before + page.values);
   for (size_t i = 0; i < page.values; i++) indices[before + i] = scratch.map[scratch.indices[i]];
   values += page.values;
-  if (dictionary_is_worthless()) to_plain();
+  if (is_worthless(dictionary.plain.size, dictionary.count(), values)) to_plain();
 }
 
 void Column::read(View file, const Chunk& chunk, i64 rows, Scratch& scratch) {

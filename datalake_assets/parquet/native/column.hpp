@@ -5,13 +5,15 @@
 
 namespace pagemerge {
 
-// The dictionaries of column chunks, united: values in PLAIN form, each once.
+// The dictionaries of column chunks, united: the first as it is, and of the others what is not in there.
 class UnionDictionary {
  public:
   Bytes plain;
   Numbers<u32> offsets;  // of each entry in `plain`, and the end of the last
 
   void reset();
+  // Takes all entries of another dictionary, where there are none yet; `ends`: of each, if they have no `width`.
+  void take(View entries, size_t count, size_t width, const Numbers<u32>& ends);
   size_t count() const { return offsets.size() - 1; }
   size_t entry_bytes(size_t entry) const { return offsets[entry + 1] - offsets[entry]; }
   // The entry of a value, which is added if it is new; `Width`: its size where that is known beforehand, else 0.
@@ -19,8 +21,9 @@ class UnionDictionary {
   u32 add(const u8* value, size_t size = Width);
 
  private:
-  Numbers<u32> slots_;  // 1 + entry; 0: free
-  void grow_slots();
+  Numbers<u32> slots_;          // 1 + entry; 0: free
+  bool slots_are_old_ = false;  // entries were taken that are in none
+  void fill_slots(size_t wanted);
 };
 
 // So many rows of the inputs' from one on, which stay together.
@@ -51,7 +54,7 @@ struct Column {
  private:
   void add_page(const DataPage& page, const Chunk& chunk, size_t entries, bool& mapped, Scratch& scratch);
   void map_dictionary(size_t entries, Scratch& scratch);
-  bool dictionary_is_worthless() const;
+  bool is_worthless(size_t bytes, size_t entries, size_t of) const;
 };
 
 // Appends the dictionary's values at the indices. `offsets`: of its entries, for byte arrays; may be null otherwise.
