@@ -39,7 +39,14 @@ from datalake_assets.core.partitions import FOLDER_ITSELF
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, CorruptLake, LakeError, ObjectNotFound
 from datalake_assets.feed import Feed
-from datalake_assets.lake.adopted.delta_rows import QueriedDataset, doubted_columns, have_same_values, line_of
+from datalake_assets.lake.adopted.delta_rows import (
+    FarValue,
+    QueriedDataset,
+    believed_columns,
+    have_same_values,
+    line_of,
+    told_rows,
+)
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Logged
@@ -123,7 +130,7 @@ class DeltaLook:
         self._far: dict[str, str] = {}
         found: dict[str, list[DataFile]] = defaultdict(list)
         actions = pa.table(table.get_add_actions(flatten=True))
-        self._doubted, rows = doubted_columns(self.schema, self._columns, actions), actions.to_pylist()
+        self._believed, rows = believed_columns(self.schema, self._columns, actions), told_rows(actions, self._told())
         counted = self._all_counted([row["path"] for row in rows if row["num_records"] is None])
         for row in rows:
             values = tuple(row[f"partition.{column}"] for column in self._columns)
@@ -132,11 +139,16 @@ class DeltaLook:
             found[key].append(self._data_file(row, counted))
         self._files = {key: tuple(files) for key, files in found.items()}
 
+    def _told(self) -> list[str]:
+        """What is asked of each file; the bounds of other columns may be many, and longer than its path."""
+        own = [f"min.{self._feed.time_column}", f"max.{self._feed.time_column}"]
+        own += [f"partition.{name}" for name in self._columns]
+        return ["path", "num_records", "size_bytes", "modification_time", *own]
+
     def _data_file(self, row: Mapping[str, Any], counted: Mapping[str, int]) -> DataFile:
         column = self._feed.time_column
-        low, high = None, None
-        if column is not None:
-            low, high = (row.get(f"{which}.{column}", row.get(f"partition.{column}")) for which in ("min", "max"))
+        stated = (row.get(f"{which}.{column}", row.get(f"partition.{column}")) for which in ("min", "max"))
+        low, high = stated if column is not None else (None, None)
         return DataFile(
             name=row["path"],
             rows=counted[row["path"]] if row["num_records"] is None else row["num_records"],
@@ -358,7 +370,7 @@ class DeltaLook:
 
     def dataset(self, keys: Sequence[str], *, where: ds.Expression | None = None) -> ds.Dataset:  # noqa: ARG002
         """Implements `TableLook`."""
-        if self._reason:
+        if self._reason or any(type(value) is FarValue for values in self._values.values() for value in values):
             names = [file.name for key in keys for file in self.files(key)]
             return QueriedDataset.of(
                 self.table,
@@ -370,8 +382,7 @@ class DeltaLook:
         wanted = {unquote(file.name) for key in keys for file in self.files(key)}
         try:
             read = ds.ParquetReadOptions(coerce_int96_timestamp_unit=INT96_UNIT)
-            believed = pa.schema([each for each in self.schema if each.name not in self._doubted])
-            whole = self.table.to_pyarrow_dataset(parquet_read_options=read, schema=believed)
+            whole = self.table.to_pyarrow_dataset(parquet_read_options=read, schema=self._believed)
         except DeltaError as error:
             raise failure(self._feed, error) from error
         kept = [each for each in whole.get_fragments() if each.path in wanted]

@@ -24,7 +24,7 @@ from datalake_assets.parquet.decoding import open_parquet, tables
 from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher
 from datalake_assets.parquet.schemas import conform_table
 
-__all__ = ["QueriedDataset", "doubted_columns", "have_same_values", "line_of"]
+__all__ = ["FarValue", "QueriedDataset", "believed_columns", "have_same_values", "line_of", "told_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +76,14 @@ class QueriedDataset(BoundedDataset):
             raise OSError(f"deltalake cannot read the table: {line_of(error)}") from error
 
 
-def doubted_columns(schema: pa.Schema, given: Collection[str], actions: pa.Table) -> set[str]:
-    """The columns whose bounds in the log Arrow must not have: it takes a bound for true of every row of a file.
+def believed_columns(schema: pa.Schema, given: Collection[str], actions: pa.Table) -> pa.Schema:
+    """The columns whose statistics in the log Arrow may have: it takes what they say for true of every row of a file.
 
-    - Those of floats say nothing of rows that are NaN, so that `x < 5` were true of these, and `not x < 5` of no row.
+    - Bounds of floats say nothing of rows that are NaN, so that `x < 5` were true of these, and `not x < 5` of no row.
     - Those of decimals are JSON numbers, which writers take through a float: beyond its digits they lie beside values.
-    - Where a file does not say how many nulls a column has, the library lets its bounds say that there are none.
+    - Of a file that lacks one (the column came later, or it holds a time beyond the year 9999), the library says that
+      all its values are above null, so that `x is null` were true of no row; and where nulls are not counted, that
+      there are none.
 
     Args:
         schema: The table's columns.
@@ -89,16 +91,40 @@ def doubted_columns(schema: pa.Schema, given: Collection[str], actions: pa.Table
         actions: The files as the library tells of them, one column for each statistic.
     """
 
-    def is_doubted(field: pa.Field) -> bool:
-        kind, names = field.type, [f"{which}.{field.name}" for which in ("min", "max")]
+    def is_believed(field: pa.Field) -> bool:
+        kind, names = field.type, [f"{which}.{field.name}" for which in ("null_count", "min", "max")]
         if pt.is_floating(kind) or (pt.is_decimal(kind) and kind.precision > sys.float_info.dig):
-            return True
-        nulls = f"null_count.{field.name}"
-        unknown = actions[nulls].is_null() if nulls in actions.column_names else pa.scalar(value=True)
-        stated = (actions[name].is_valid() for name in names if name in actions.column_names)
-        return any(pc.any(pc.and_(each, unknown)).as_py() for each in stated)
+            return False
+        if not all(name in actions.column_names and not actions[name].null_count for name in names):
+            return False
+        return not any(_is_far(bound) for name in names for bound in pc.min_max(actions[name]).values())
 
-    return {field.name for field in schema if field.name not in given and is_doubted(field)}
+    return pa.schema([each for each in schema if each.name in given or is_believed(each)])
+
+
+class FarValue(str):
+    """The text of a value that Python has none for: a day or a time of another year than 1 to 9999."""
+
+    __slots__ = ()
+
+
+def told_rows(actions: pa.Table, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Some of what the library tells of files, file by file; what Python has no value for is a `FarValue`."""
+    columns = {name: actions[name] for name in names if name in actions.column_names}
+    values = ([_value(each) for each in column] for column in columns.values())
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    return FarValue(scalar.cast(pa.string()).as_py()) if _is_far(scalar) else scalar.as_py()
+
+
+def _is_far(scalar: pa.Scalar) -> bool:
+    try:
+        scalar.as_py()
+    except (OverflowError, ValueError):
+        return True
+    return False
 
 
 Opens = Callable[[str], pa.NativeFile]

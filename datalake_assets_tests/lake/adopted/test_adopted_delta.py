@@ -199,6 +199,48 @@ def test_bounds_in_the_log_that_are_rounded_lose_no_row(local_store, place):
     assert ours.scan(where=ds.field("wide") == pa.scalar(wide, pa.decimal128(38, 2))).read_all().num_rows == 2
 
 
+def test_files_without_a_column_that_came_later_have_nulls_there(local_store, place):
+    """Of these files the library says that all values are above null."""
+    write_deltalake(place, pa.table({"id": [1, 2]}))
+    later = pa.table({"id": [3, 4], "since": pa.array([6, None], pa.timestamp("us")), "text": [None, "b"]})
+    write_deltalake(place, later, mode="append", schema_mode="merge")
+    ours = open_table(local_store, adopt_at(local_store, str(place), "t").feed)
+    for _ in range(2):
+        for column, has in (("since", {3}), ("text", {4})):
+            for where, wanted in ((f"{column} is null", {1, 2, 3, 4} - has), (f"{column} is not null", has)):
+                with open_answer(local_store, [ours.feed], f"select id from t where {where}") as answer:  # noqa: S608
+                    assert {row for rows in answer.batches for (row,) in rows} == wanted, where
+            missing = ours.scan(where=ds.field(column).is_null()).read_all()["id"].to_pylist()
+            assert set(missing) == {1, 2, 3, 4} - has
+        assert ours.compact(".", FORCE).files_after == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "far"), [(pa.timestamp("us"), 6 * 10**17), (pa.date32(), 10**7), (pa.date32(), -(10**6))]
+)
+def test_days_and_times_beyond_the_calendar_lose_no_row(local_store, place, kind, far):
+    """`20240-01-01`, say: the library cannot read such bounds in the log."""
+    for start in (1, 3):
+        rows = pa.table({"id": [start, start + 1], "since": pa.array([far, 10], kind)})
+        write_deltalake(place, rows, mode="append")
+    ours = open_table(local_store, adopt_at(local_store, str(place), "t", time_column="since").feed)
+    for condition, wanted in (("<> '2020-01-01'", [1, 2, 3, 4]), ("between '1970-01-01' and '1970-01-12'", [2, 4])):
+        query = f"select id from t where since {condition} order by id"  # noqa: S608
+        with open_answer(local_store, [ours.feed], query) as answer:
+            assert [row for rows in answer.batches for (row,) in rows] == wanted
+
+
+def test_a_partition_of_a_day_beyond_the_calendar_is_read(local_store, place):
+    for number in range(2):
+        rows = pa.table({"id": [number, number], "day": pa.array([10**7, 10], pa.date32())})
+        write_deltalake(place, rows, partition_by=["day"], mode="append")
+    ours = open_table(local_store, adopt_at(local_store, str(place), "t").feed)
+    assert ours.partitions() == ("day=1970-01-11", "day=29349-01-26")
+    with open_answer(local_store, [ours.feed], "select count(*) from t where day > '2020-01-01'") as answer:
+        assert list(answer.batches) == [[(2,)]]
+    assert [ours.compact(key, FORCE).files_after for key in ours.partitions()] == [1, 2]
+
+
 def test_bounds_of_files_that_count_no_nulls_lose_no_null(local_store, place):
     """Each statistic is optional (Delta protocol, "Per-file Statistics")."""
     write_deltalake(place, pa.table({"id": [1, 2], "text": ["a", None]}))
