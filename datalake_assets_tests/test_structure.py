@@ -34,6 +34,7 @@ REASONS = {
     "sources.kinesis.shard_reading": "one read; the source around it lists, checks and connects",
     "sources.marts.mart_declaration": "a source's declaration; the list of sources alone knows which there are",
     "sources.dlt.extraction": "dlt itself, which runs and keeps a state; the source knows the lake's side of it",
+    "sources.sql.cursor_numbers": "what numbers mean, whatever the database; a read knows which it wants",
     "sources.sql.postgresql": "what one driver and its database can do; the source knows what all can",
     "sources.sql.sqlalchemy_database": "the same of another driver, which is optional",
     "sources.sql.sqlite": "the same of the standard library's",

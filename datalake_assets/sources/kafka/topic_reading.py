@@ -26,6 +26,7 @@ from datalake_assets.sources.kafka.brokers import Brokers, Extent
 from datalake_assets.sources.kafka.connection import Connection, failure
 from datalake_assets.sources.kafka.kafka_model import declared
 from datalake_assets.sources.kafka.messages import ColumnsChanged, KafkaMessage, MessageLayout
+from datalake_assets.sources.topic_identity import TopicIdentity
 
 __all__ = ["TopicBatches"]
 
@@ -75,7 +76,8 @@ class TopicBatches:
         self._source = brokers.source(self._declared.topic)
         self._layout: MessageLayout | None = None
         self._reached: dict[int, int] = {}
-        self._topic_id = ""
+        self._identity = TopicIdentity(self._declared.topic)
+        self._source_id = ""
         self.recreated = False
         self.unfinished = ""
 
@@ -106,12 +108,12 @@ class TopicBatches:
         topic = self._declared.topic
         with self._brokers.connection(topic, isolation=self._declared.isolation) as connection:
             extents = self._brokers.extents(connection, topic)
-            self._topic_id = self._brokers.topic_id(topic)
+            self._identity = TopicIdentity(topic, self._brokers.topic_id(topic))
             starts = self._starts(connection, extents)
+            self._source_id = self._identity.to_text(before="" if self.recreated else self.request.source_id)
             reading = _Reading(self._source, topic, connection, starts, extents)
-            # where a partition is empty, what comes first is wanted, though nothing was landed: it may expire unread
-            if reading.empty:
-                yield self._batch(layout, (), reading.empty)
+            # what comes first is wanted of each partition, though nothing was landed of it: it may expire unread
+            yield self._batch(layout, (), starts)
             timeout_s = self._brokers.timeout_s
             with closing(self._followed(reading) if self._follows else reading.parts(timeout_s)) as parts:
                 for messages, read_to in parts:
@@ -130,8 +132,8 @@ class TopicBatches:
                 looked = time.monotonic()
                 if self._brokers.partitions(reading.connection, self._declared.topic) != reading.partitions:
                     return
-                now = self._brokers.topic_id(self._declared.topic)
-                if "" not in {now, self._topic_id} and now != self._topic_id:
+                now = TopicIdentity(self._declared.topic, self._brokers.topic_id(self._declared.topic))
+                if now.is_other_than(self._source_id):
                     return
 
     def _batch(
@@ -144,7 +146,7 @@ class TopicBatches:
             logger.warning("%s: %s", self._source, self.unfinished)
             return _until_changed(layout, messages)
         self._reached |= read_to
-        return replace(batch, read_to=dict(read_to.items()), source_id=self._topic_id)
+        return replace(batch, read_to=dict(read_to.items()), source_id=self._source_id)
 
     def _starts(self, connection: Connection, extents: dict[int, Extent]) -> dict[int, int]:
         """Where to begin in each partition; extents are set right.
@@ -155,24 +157,25 @@ class TopicBatches:
         """
         wanted = self.request.numbered_starts
         before = self.request.source_id
-        is_other = "" not in {before, self._topic_id} and before != self._topic_id
+        is_other = self._identity.is_other_than(before)
         short = {each: start for each, start in wanted.items() if each in extents and start > extents[each].high}
         if short and not is_other:
             reached = _ends_by_fetching(connection, self._declared.topic, short, self._brokers.timeout_s)
             extents |= {each: Extent(extents[each].low, high) for each, high in reached.items()}
         there = {each: extents[each].high if each in extents else -1 for each in wanted}
         gone = sorted(each for each, start in wanted.items() if 0 < start > there[each])
-        late = sorted(each for each in wanted.keys() & extents.keys() - set(gone) if extents[each].low > wanted[each])
+        # a partition of which a read before knew nothing has come since, and had its first messages then
+        expected = {**dict.fromkeys(extents if wanted else (), 0), **wanted}
+        late = sorted(each for each in expected.keys() & extents.keys() - {*gone} if extents[each].low > expected[each])
         self.recreated = (bool(gone) or is_other) and self.request.new_epoch
         if self.recreated:
             wanted = {}
+        elif is_other:
+            raise SourceRecreated(self._source, self._identity.told(before))
         elif gone:
             raise SourceRecreated(self._source, _recreated(gone[0], wanted[gone[0]], extents.get(gone[0])))
-        elif is_other:
-            reason = f"it was created anew: its id is {self._topic_id}, and what was landed is of {before}"
-            raise SourceRecreated(self._source, reason)
         elif late and not self.request.new_epoch:
-            lost = f"rows from offset {wanted[late[0]]} to {extents[late[0]].low - 1} expired before they were read"
+            lost = f"rows from offset {expected[late[0]]} to {extents[late[0]].low - 1} expired before they were read"
             raise SourceDataLost(self._source, f"partition {late[0]}: {lost}")
         return {partition: max(each.low, wanted.get(partition, 0)) for partition, each in extents.items()}
 

@@ -24,12 +24,13 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import pyarrow as pa
 from pydantic import SecretStr
 
 from datalake_assets.core.batches import Batches, EndlessBatches, ReadRequest, SourceBatch
-from datalake_assets.errors import ConfigError, SchemaChanged, SourceRefused
+from datalake_assets.errors import ConfigError, SchemaChanged, SourceRecreated, SourceRefused
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import Settings
@@ -42,6 +43,7 @@ from datalake_assets.sources.ksqldb.positions import PositionWatch, first_offset
 from datalake_assets.sources.ksqldb.query import EARLIEST, PullQuery, PushQuery, Query
 from datalake_assets.sources.ksqldb.reading import Batcher, OffsetReader, decoded_again, scan
 from datalake_assets.sources.ksqldb.statements import Description, at_or_after, described, in_window, listed, select
+from datalake_assets.sources.topic_identity import TopicIdentity
 
 __all__ = ["KsqlDB", "connect"]
 
@@ -168,7 +170,8 @@ class _KsqlBatches:
         self._source = client.source(self._declared.object)
         self._schema: pa.Schema | None = None
         self._held: _Read | None = None
-        self._recreated = False
+        self._recreated = self._is_other = False
+        self._source_id = ""
         self._reader: OffsetReader | None = None
 
     @property
@@ -230,9 +233,8 @@ class _KsqlBatches:
         """
         read, batches, first = retried(self._begin)
         with contextlib.closing(read), surfaced():
-            if first is not None:
-                yield first
-            yield from batches
+            for batch in batches if first is None else chain((first,), batches):
+                yield replace(batch, source_id=self._source_id)
 
     def _begin(self) -> tuple[_Read, Iterator[SourceBatch], SourceBatch | None]:
         read = self._fresh()
@@ -264,9 +266,24 @@ class _KsqlBatches:
         by = time_source(self._feed, description.columns)
         if self._declared.mode is KsqlDBMode.PULL:
             return self._window(description, by)
+        self._refuse_other(description)
         if self._follows or self._declared.offset_columns is None:
             return self._push(description, by)
         return self._numbered(description, by)
+
+    def _refuse_other(self, description: Description) -> None:
+        """Makes sure that the offsets are of the topic of which rows were landed; columns may have those of any.
+
+        Raises:
+            SourceRecreated: They are of another one, and nobody takes that for granted.
+        """
+        if not description.topic or self._declared.offset_columns is not None:
+            return
+        topic, before = TopicIdentity(description.topic), self._request.source_id
+        self._is_other = topic.is_other_than(before)
+        if self._is_other and not self._request.new_epoch:
+            raise SourceRecreated(self._source, topic.told(before))
+        self._source_id = topic.to_text(before="" if self._is_other else before)
 
     def _table(self) -> _Read:
         return self._whole(self._query(select(["*"], self._declared.object)))
@@ -331,7 +348,7 @@ class _KsqlBatches:
         starts = self._request.numbered_starts
         if self._request.new_epoch and starts:
             watch = PositionWatch(self._source, starts)
-            self._recreated = starts_anew(starts, scan(self._client, query, watch.is_settled_by))
+            self._recreated = self._is_other or starts_anew(starts, scan(self._client, query, watch.is_settled_by))
         # a pull's window is the server's to filter: it hides the row that would vouch for the position
         vouched = query.push or self._request.window is None
         watch = PositionWatch(self._source, self._starts, vouched=vouched)

@@ -134,6 +134,7 @@ class Description:
         window: ``TUMBLING``, ``HOPPING``, ``SESSION``, or empty.
         derived: Whether a query of the server writes it.
         source_table: Whether it was declared with CREATE SOURCE TABLE.
+        topic: The topic of Kafka that has its rows; empty if the server does not say.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Description:
     window: str
     derived: bool
     source_table: bool
+    topic: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -190,6 +192,7 @@ def _description(entity: Mapping[str, Any]) -> Description:
         window=entity.get("windowType") or "",
         derived=bool(entity.get("writeQueries")),
         source_table=_SOURCE_TABLE.match(entity.get("statement") or "") is not None,
+        topic=str(entity.get("topic") or ""),
     )
 
 

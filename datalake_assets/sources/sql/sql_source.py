@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,23 @@ import pyarrow as pa
 import pyarrow.types as pt
 import stamina
 
+from datalake_assets.core.arrow_arrays import empty_array
 from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.core.row_texts import row_to_text, values_of
 from datalake_assets.core.schema import lake_name, lake_names, source_metadata
-from datalake_assets.errors import ConfigError, InvalidFeed, SourceError, SourceRefused, SourceUnavailable
+from datalake_assets.errors import (
+    ConfigError,
+    InvalidFeed,
+    SourceRecreated,
+    SourceRefused,
+    SourceUnavailable,
+)
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject
 from datalake_assets.sources.files.text_values import named_type
+from datalake_assets.sources.sql.cursor_numbers import Numbering, number_of, numbers_of, unit_of, value_of
 from datalake_assets.sources.sql.databases import ColumnRange, Database, SqlColumn, exact, relation_of
 from datalake_assets.sources.sql.postgresql import AdbcDatabase, PostgreSql
 from datalake_assets.sources.sql.sql_declaration import DEFAULT, SqlSettings, databases, declared_sql
@@ -43,8 +51,6 @@ logger = logging.getLogger(__name__)
 #: Source partitions: of cursor values from zero on, and of those below, which are counted from the lowest int64.
 AT_LEAST_ZERO, BELOW_ZERO = 0, 1
 _LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 ATTEMPTS = 3
 
 
@@ -268,9 +274,15 @@ class SqlBatches:
         if cursor is None:
             yield from self._batches(columns, self._window(columns), numbered=False)
             return
-        within = self._unread(cursor)
+        relation = ".".join(map(self._database.quoted, self._relation.name))
+        numbering = Numbering(self._source.database, relation, cursor.name, unit_of(cursor.type))
+        within = self._unread(cursor, numbering)
+        known = numbering.to_text(before="" if self.recreated else self.request.source_id)
+        if known != self.request.source_id:  # though no row is new
+            yield replace(_nothing(columns), source_id=known)
         if within is not None:
-            yield from self._batches(columns, within, numbered=True)
+            for batch in self._batches(columns, within, numbered=True):
+                yield replace(batch, source_id=known)
 
     def _window(self, columns: _Columns) -> ColumnRange | None:
         window, name = self.request.window, self.time_column
@@ -283,12 +295,29 @@ class SqlBatches:
             return ColumnRange(column.name, low.replace(tzinfo=None), high.replace(tzinfo=None))
         return ColumnRange(column.name, low, high)
 
-    def _unread(self, cursor: SqlColumn) -> ColumnRange | None:
+    def _refuse_other(self, numbering: Numbering) -> bool:
+        """Whether the numbers are others than those of what was landed, which a person takes for granted.
+
+        Raises:
+            SourceRecreated: Nobody does.
+        """
+        before = Numbering.of(self.request.source_id)
+        if not self.request.source_id or (before is not None and before.goes_on_as(numbering)):
+            return False
+        if not self.request.new_epoch:
+            was = "of another system" if before is None else before.told
+            reason = f"what was landed is {was}, and it reads {numbering.told}: which rows are new nobody knows"
+            cure = "let it read what it read, and add a feed for the other; --new-epoch lands all rows of the other"
+            raise SourceRecreated(self._where, reason, cure=cure)
+        return True
+
+    def _unread(self, cursor: SqlColumn, numbering: Numbering) -> ColumnRange | None:
         """The rows that are not landed and settled; None if there are none."""
-        start = self._start()
+        self.recreated = self._refuse_other(numbering)
+        start = None if self.recreated else self._start()
         bound = self._database.settled(self._relation, cursor, self._source.lag, start=start)
         notes = [each for each in (bound.note, self._without_value(cursor)) if each]
-        high = None if bound.high is None else _number(bound.high)
+        high = None if bound.high is None else number_of(bound.high)
         if start is not None and pt.is_integer(cursor.type) and high is not None and high < start:
             if self.request.new_epoch:
                 self.recreated, start = True, None
@@ -300,7 +329,7 @@ class SqlBatches:
         self.unfinished = "; ".join(notes)
         if high is None or (start is not None and high <= start):
             return None
-        return ColumnRange(cursor.name, None if start is None else _value(start, cursor.type), bound.high)
+        return ColumnRange(cursor.name, None if start is None else value_of(start, cursor.type), bound.high)
 
     def _without_value(self, column: SqlColumn) -> str:
         """What is to be said of rows that no range has; empty if there are none."""
@@ -341,6 +370,12 @@ class SqlBatches:
         return _Rows(pa.RecordBatch.from_arrays([each.values for each in found], schema=columns.schema), values, bad)
 
 
+def _nothing(columns: _Columns) -> SourceBatch:
+    """No rows, with the numbers of none."""
+    rows = pa.RecordBatch.from_arrays([empty_array(each.type) for each in columns.schema], schema=columns.schema)
+    return SourceBatch(rows, pa.array([], pa.int32()), pa.array([], pa.int64()))
+
+
 @dataclass(slots=True)
 class _Rows:
     """Some rows as they came.
@@ -357,12 +392,12 @@ class _Rows:
 
     def numbers_in(self, by: int, within: ColumnRange) -> npt.NDArray[np.int64]:
         """Leaves out the rows that lie outside of a range of a column; returns the numbers of the others' values."""
-        numbers = _numbers(self.rows.column(by))
+        numbers = numbers_of(self.rows.column(by))
         inside = np.ones(len(numbers), dtype=np.bool_)
         if within.low is not None:
-            inside &= numbers >= _number(within.low)
+            inside &= numbers >= number_of(within.low)
         if within.high is not None:
-            inside &= numbers < _number(within.high)
+            inside &= numbers < number_of(within.high)
         inside[[row for row in self.bad if self.rows.column(by)[row].as_py() is None]] = (
             True  # it is the value that is bad
         )
@@ -408,35 +443,3 @@ def _plain(column: pa.Array | list[Any], row: int) -> Any:
         return column[row]
     plain = column.storage if isinstance(column, pa.ExtensionArray) else column
     return values_of(plain.slice(row, 1))[0]
-
-
-def _numbers(column: pa.Array) -> npt.NDArray[np.int64]:
-    """The numbers of cursor values, int64; those of values that are none are 0."""
-    if pt.is_decimal(column.type):
-        column = column.cast(pa.int64())
-    whole = column.view(pa.int32()) if column.type == pa.date32() else column
-    return np.asarray((whole if pt.is_integer(whole.type) else whole.view(pa.int64())).cast(pa.int64()).fill_null(0))
-
-
-def _number(value: int | datetime | date) -> int:
-    """The number of a cursor value; a naive time is UTC's."""
-    if isinstance(value, datetime):
-        return ((value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
-    return (value - _EPOCH.date()).days if isinstance(value, date) else value
-
-
-def _value(number: int, kind: pa.DataType) -> int | datetime | date:
-    """The cursor value of a number.
-
-    Raises:
-        SourceError: It lies beyond Python's calendar.
-    """
-    if pt.is_integer(kind):
-        return number
-    try:
-        if pt.is_date(kind):
-            return _EPOCH.date() + timedelta(days=number)
-        moment = _EPOCH + number * _MICROSECOND
-    except OverflowError as error:
-        raise SourceError("cursor", f"{number} is no time that can be asked for", cure="correct the row") from error
-    return moment if kind.tz else moment.replace(tzinfo=None)

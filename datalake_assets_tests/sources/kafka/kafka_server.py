@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from datalake_assets_tests.ports import free_port
 
@@ -161,6 +161,15 @@ class TestTopic:
         """Lets messages expire."""
         at = TopicPartition(self.name, partition, offset)
         self.server.admin.delete_records([at])[at].result(60)
+
+    def grow(self, partitions: int) -> None:
+        """Gives the topic more partitions, so many in all."""
+        self.server.admin.create_partitions([NewPartitions(self.name, partitions)])[self.name].result(60)
+        deadline = time.monotonic() + _STARTED_WITHIN_S
+        while len(self.server.admin.list_topics(self.name, timeout=60).topics[self.name].partitions) < partitions:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        self._producer = Producer({"bootstrap.servers": self.server.servers, "linger.ms": 0, "log_level": 0})
 
     def delete(self) -> None:
         """Deletes the topic."""

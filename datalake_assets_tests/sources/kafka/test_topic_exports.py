@@ -87,9 +87,9 @@ def test_what_is_written_while_it_is_read_ends_no_read_late(store, kafka, topic)
     feed = feed_of(topic)
     topic.send(["x"] * 100)
     read = iter(kafka.read(feed, open_plan(store, feed)))
-    first = next(read)
+    begun = [next(read), next(read)]  # the first one says where each partition begins
     topic.send(["y"] * 100)
-    assert sum(batch.rows.num_rows for batch in (first, *read)) == 100
+    assert sum(batch.rows.num_rows for batch in (*begun, *read)) == 100
     assert land(store, kafka, feed).rows_added == 200
 
 
@@ -158,6 +158,43 @@ def test_messages_that_expired_in_a_partition_which_was_empty_are_an_alarm(store
     assert land(store, kafka, feed, new_epoch=True).rows_added == 1
     topic.send(["z"], partition=1)
     assert land(store, kafka, feed).rows_added == 1
+
+
+def test_messages_that_expired_in_a_partition_which_has_come_since_are_an_alarm(store, kafka, kafka_server):
+    topic = kafka_server.topic(2)
+    feed = feed_of(topic)
+    topic.send(["x"] * 3, partition=1)
+    topic.delete_before(2, partition=1)
+    assert land(store, kafka, feed).rows_added == 1  # a feed begins with what there is
+    topic.grow(3)
+    topic.send(["y"] * 3, partition=2)
+    topic.delete_before(1, partition=2)
+
+    with pytest.raises(SourceDataLost, match="partition 2: rows from offset 0 to 0 expired"):
+        land(store, kafka, feed)
+    assert land(store, kafka, feed, new_epoch=True).rows_added == 2
+    topic.send(["z"], partition=2)
+    assert land(store, kafka, feed).rows_added == 1
+
+
+def test_a_feed_that_reads_another_topic_is_an_alarm_though_brokers_tell_no_ids(
+    store, kafka, kafka_server, monkeypatch
+):
+    monkeypatch.setattr(Brokers, "topic_id", lambda *_: "")
+    topic, other = kafka_server.topic(), kafka_server.topic()
+    topic.send(["x"] * 2)
+    other.send(["y"] * 3)
+    assert land(store, kafka, feed_of(topic)).rows_added == 2
+
+    with pytest.raises(SourceRecreated, match=f"is of topic {topic.name}, and it reads topic {other.name}"):
+        land(store, kafka, feed_of(other))
+    assert land(store, kafka, feed_of(other), new_epoch=True).rows_added == 3
+    monkeypatch.setattr(Brokers, "topic_id", lambda *_: "an-id")  # after their upgrade
+    other.send(["z"])
+    assert land(store, kafka, feed_of(other)).rows_added == 1
+    monkeypatch.setattr(Brokers, "topic_id", lambda *_: "another-id")
+    with pytest.raises(SourceRecreated, match="it was created anew"):
+        land(store, kafka, feed_of(topic))
 
 
 def test_a_topic_that_was_created_anew_is_an_alarm(store, kafka, kafka_server):

@@ -55,9 +55,10 @@ def error(code: int, message: str, status: int) -> Answer:
     return document({"@type": "generic_error", "error_code": code, "message": message}, status)
 
 
-def description(name: str, kind: str = "STREAM", /, **types: str) -> Answer:
+def description(name: str, kind: str = "STREAM", /, *, topic: str = "", **types: str) -> Answer:
     fields = [{"name": column, "schema": {"type": type_}} for column, type_ in types.items()]
     entity = {"name": name, "type": kind, "fields": fields, "windowType": None, "writeQueries": [{}], "statement": ""}
+    entity |= {"topic": topic} if topic else {}
     return document([{"@type": "sourceDescription", "sourceDescription": entity, "warnings": []}])
 
 

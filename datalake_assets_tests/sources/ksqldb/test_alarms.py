@@ -52,7 +52,7 @@ def _closed_and_without_waits() -> Iterator[None]:
 
 @contextmanager
 def topic(
-    offsets: Topic, *, delay_s: float = 0.0, pause_s: float = 0.0, version: str = "0.29.0"
+    offsets: Topic, *, delay_s: float = 0.0, pause_s: float = 0.0, version: str = "0.29.0", kafka: str = ""
 ) -> Iterator[ScriptedServer]:
     """Serves a stream with these offsets by source partition; filtered push queries begin late, others pause."""
     running: dict[str, threading.Event] = {}
@@ -62,7 +62,7 @@ def topic(
             running[request.body["queryId"]].set()
         if request.path == "/query-stream":
             return Answer(answer(request.body["sql"]), content_type=STREAMED)
-        return {"/info": info(version), "/ksql": description("S", **COLUMNS)}.get(request.path, Answer())
+        return {"/info": info(version), "/ksql": description("S", topic=kafka, **COLUMNS)}.get(request.path, Answer())
 
     def answer(sql: str) -> Iterator[bytes]:
         plain, name = sql.replace(" EMIT CHANGES", ""), f"q{len(running)}"
@@ -188,6 +188,23 @@ def test_new_epoch_reads_what_is_left_where_rows_expired(offset_columns: tuple[s
         batches = read(server, ReadRequest(start_offsets={0: 10, 1: 5}, new_epoch=True), offset_columns)
         assert positions(batches) == [(0, 15), (0, 16), (1, 4), (1, 5)]
         assert not batches.recreated
+
+
+def test_a_stream_of_another_topic_is_an_alarm_and_one_of_the_same_is_none() -> None:
+    with topic({0: range(5)}, kafka="orders") as server:
+        batches = list(read(server, ReadRequest(start_offsets={0: 3}), PUSH))
+        assert {each.source_id for each in batches} == {"topic orders"}
+        again = ReadRequest(start_offsets={0: 3}, source_id="topic orders")
+        assert positions(read(server, again, PUSH)) == [(0, 3), (0, 4)]
+        other = ReadRequest(start_offsets={0: 3}, source_id="topic payments")
+        with pytest.raises(SourceRecreated, match="what was landed is of topic payments, and it reads topic orders"):
+            positions(read(server, other, PUSH))
+        assert positions(read(server, other, PULL)) == [(0, 3), (0, 4)]  # columns have the numbers of any topic
+        anew = read(server, ReadRequest(start_offsets={0: 3}, source_id="topic payments", new_epoch=True), PUSH)
+        assert positions(anew) == [(0, number) for number in range(5)]
+        assert anew.recreated
+        by_id = read(server, ReadRequest(start_offsets={0: 3}, source_id="6qB1"), PUSH)  # as Kafka read it before
+        assert {each.source_id for each in by_id} == {"6qB1"}
 
 
 @either

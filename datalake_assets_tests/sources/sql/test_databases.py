@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datalake_assets.errors import ConfigError, InvalidFeed, SourceRefused
+from datalake_assets.errors import ConfigError, InvalidFeed, SourceRecreated, SourceRefused
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
@@ -286,6 +286,42 @@ def test_a_table_that_begins_anew_is_told_and_read_anew_if_a_person_says_so(shop
     land(store, source, feed, new_epoch=True)
 
     assert sorted(landed(store, feed, "n")) == [1, 7, 8]
+
+
+@pytest.mark.parametrize("other", [{"object": "other", "cursor": "n"}, {"cursor": "at", "lag": 0}, {"cursor": "m"}])
+def test_a_feed_that_reads_other_numbers_is_an_alarm_and_reads_them_all_if_a_person_says_so(shop, source, store, other):
+    shop.execute("CREATE TABLE t (n INTEGER, m INTEGER, at TIMESTAMP)")
+    shop.executemany("INSERT INTO t VALUES (?, ?, '2025-01-01 10:00:00')", [(n, n // 2) for n in range(9)])
+    shop.execute("CREATE TABLE other (n INTEGER, m INTEGER, at TIMESTAMP)")
+    shop.execute("INSERT INTO other SELECT * FROM t")
+    shop.commit()
+    before = feed_of(cursor="n", time_column="at")
+    land(store, source, before)
+    after = feed_of(time_column="at", **other)
+
+    with pytest.raises(SourceRecreated, match="what was landed is "):
+        land(store, source, after)
+    assert len(landed(store, before, "n")) == 9
+    land(store, source, before)  # given back, it goes on
+    assert land(store, source, after, new_epoch=True).rows_added == 9
+    assert land(store, source, after).rows_read == 0
+
+
+def test_a_query_goes_on_with_the_numbers_of_a_table_and_the_table_with_its_own(shop, source, store):
+    shop.execute("CREATE TABLE t (n INTEGER, at TIMESTAMP)")
+    shop.commit()
+    table = feed_of(cursor="n", time_column="at")
+    assert land(store, source, table).rows_read == 0  # what numbers its rows is known all the same
+    shop.execute("INSERT INTO t VALUES (1, '2025-01-01')")
+    shop.commit()
+    query = feed_of(
+        query="SELECT n, at FROM t", columns={"n": "int64", "at": "timestamp"}, cursor="n", time_column="at"
+    )
+    assert land(store, source, query).rows_added == 1
+    shop.execute("CREATE TABLE u (n INTEGER, at TIMESTAMP)")
+    with pytest.raises(SourceRecreated, match=r'"t" of default by n, a number, and it reads "u" of default'):
+        land(store, source, feed_of(object="u", cursor="n", time_column="at"))
+    assert land(store, source, table).rows_read == 0
 
 
 def test_times_of_one_form_are_read_on_by_and_those_of_two_are_refused(shop, source, store):
