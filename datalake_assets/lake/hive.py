@@ -106,7 +106,8 @@ class HiveTable:
             starts = ReadRequest(start_offsets=dict(state.hint), source_id=state.source_id, epoch=state.epoch)
             return ExportPlan(keys, replace(starts, new_epoch=new_epoch))
         if self._positions is PositionKind.IDS:
-            return ExportPlan(keys, ReadRequest(landed=ItemLedger(self._folder)))
+            known = ReadRequest(landed=ItemLedger(self._folder), source_id=self._folder.state.load().source_id)
+            return ExportPlan(keys, replace(known, new_epoch=new_epoch))
         return ExportPlan(keys, ReadRequest(window=window, new_epoch=new_epoch))
 
     def write(

@@ -32,7 +32,7 @@ from datalake_assets.core.batches import (
 )
 from datalake_assets.core.item_ids import NEVER, forgotten_at
 from datalake_assets.core.schema import source_metadata
-from datalake_assets.errors import InvalidFeed, SourceError, SourceRefused
+from datalake_assets.errors import InvalidFeed, SourceError, SourceRecreated, SourceRefused
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import Settings
@@ -189,8 +189,22 @@ class FileBatches:
         """Names of files that are to be read, of those that were listed."""
         return tuple(each.dropped.name for each in self._pending(listed))
 
+    def _refuse_other_place(self) -> None:
+        """Makes sure that names are those of the files that were landed: they are relative to where files are dropped.
+
+        Raises:
+            SourceRecreated: They may be those of other files, and nobody takes them for the same.
+        """
+        before = self.request.source_id
+        if self._feed.kind is FeedKind.TABLE or before in {"", self._place.uri} or self.request.new_epoch:
+            return
+        reason = f"what was landed is of {before}: a file of the same name would be taken for one of these"
+        cure = "add a feed for the other place; or, if these are the same files by the same names, moved, --new-epoch"
+        raise SourceRecreated(f"files in {self._place.uri}", reason, cure=cure)
+
     def _pending(self, looked_at: Iterable[DroppedObject] | None = None) -> list[_Pending]:
         """The files that are to be read now, the oldest first; says how many wait."""
+        self._refuse_other_place()
         found = self._listed() if looked_at is None else looked_at
         listed = [each for each in found if is_drop(each.name, self._source.pattern)]
         is_whole = self._place.are_whole or self._feed.kind is FeedKind.TABLE
@@ -362,7 +376,7 @@ class FileBatches:
             version, size, seconds = dropped.version, dropped.size_bytes, time.monotonic() - began
             landed = LandedItem(dropped.name, item, version, size, modified, rows, rejected, seconds)
             last = self._last(pending, landed, schema)
-            yield last if waiting is None else replace(waiting, finished=last.finished)
+            yield last if waiting is None else replace(waiting, finished=last.finished, source_id=last.source_id)
 
     def _rows(
         self, dropped: DroppedObject, contents: Contents, schema: pa.Schema, item: str, modified: datetime
@@ -374,7 +388,6 @@ class FileBatches:
     # batches
 
     def _last(self, pending: _Pending, landed: LandedItem, schema: pa.Schema) -> SourceBatch:
-        empty = pa.RecordBatch.from_arrays([empty_array(each.type) for each in schema], schema=schema)
         # of a content that was landed in part and is gone, nobody can land the rest
         is_half = pending.former is not None and pending.former.state == "landing"
         finished = FinishedItem(
@@ -383,8 +396,13 @@ class FileBatches:
             replaces=self._source.on_change == "replace" or (self._source.on_change == "ignore" and is_half),
             name_column=self._source.file_column,
         )
-        batch = self._lake_rows.batch(empty, landed.item, name=landed.name)
-        return replace(batch, finished=(finished,))
+        batch = self._nothing(schema, landed.item, landed.name)
+        return replace(batch, finished=(finished,), source_id=self._place.uri)
+
+    def _nothing(self, schema: pa.Schema, item: str, name: str) -> SourceBatch:
+        """No rows of a file."""
+        empty = pa.RecordBatch.from_arrays([empty_array(each.type) for each in schema], schema=schema)
+        return self._lake_rows.batch(empty, item, name=name)
 
     def _refusal(self, pending: _Pending, item: str, schema: pa.Schema, reason: str, seconds: float) -> SourceBatch:
         dropped = pending.dropped
@@ -422,6 +440,8 @@ class FileBatches:
                 yield from batches
 
         try:
+            if self.request.new_epoch and self.request.source_id and self._feed.kind is not FeedKind.TABLE:
+                yield replace(self._nothing(schema, "", ""), source_id=self._place.uri)  # though no file be new
             yield from side_by_side(pending, read, workers=self._workers)
         finally:
             self._schema = None  # the next iteration asks anew

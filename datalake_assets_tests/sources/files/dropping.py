@@ -82,9 +82,9 @@ class Dropping:
         os.utime(part, (at.timestamp(), at.timestamp()))
         part.rename(path)
 
-    def export(self) -> WriteReport:
+    def export(self, *, new_epoch: bool = False) -> WriteReport:
         table = open_table(self.store, self.feed)
-        plan = table.plan()
+        plan = table.plan(new_epoch=new_epoch)
         with connect("files", load_settings()) as source:
             self.landed.append(
                 table.write(source.read(self.feed, plan.request), partitions=plan.partitions, run_id="run")

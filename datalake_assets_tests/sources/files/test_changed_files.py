@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from datalake_assets.errors import SourceRecreated
 from datalake_assets.lake import item_ledger
 from datalake_assets.lake.item_exports import ItemsExport
 from datalake_assets.lake.tables import open_table
@@ -60,6 +61,28 @@ def test_a_changed_file_does_what_the_feed_says(dropping, on_change, left):
     dropping.drop("a.csv", "id\n2\n", at=LATER)
     dropping.export()
     assert dropping.rows("id") == left
+
+
+@only_local
+def test_files_of_another_place_replace_none_of_the_same_names_unless_a_person_says_that_they_were_moved(
+    dropping, tmp_path
+):
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.drop("b.csv", "id\n2\n")
+    dropping.export()
+    former = dropping.folder
+    dropping.folder = tmp_path / "other"
+    dropping.feed = files_feed(str(dropping.folder))
+    dropping.drop("a.csv", "id\n3\n", at=LATER)
+
+    with pytest.raises(SourceRecreated, match=f"what was landed is of {former}: a file of the same name would"):
+        dropping.export()
+    assert dropping.rows("id") == [(1,), (2,)]
+    dropping.drop("a.csv", "id\n1\n")
+    assert dropping.export(new_epoch=True).rows_added == 0
+    dropping.drop("c.csv", "id\n4\n", at=LATER)
+    dropping.export()
+    assert dropping.rows("id") == [(1,), (2,), (4,)]
 
 
 @only_local
