@@ -36,6 +36,11 @@ class SinkModel(Model, ABC):
         return self.name or self.type
 
     @property
+    def place(self) -> str:
+        """Where its documents lie, as far as the feed says it: what was sent to another place is not here."""
+        return ""
+
+    @property
     @abstractmethod
     def takes_rows(self) -> bool:
         """Whether it gets the feed's rows; else alerts about it."""

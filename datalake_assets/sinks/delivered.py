@@ -62,6 +62,7 @@ class Delivered(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         under_way: What has begun since and was not finished, or not yet.
         refused: Documents that the sink has refused, as counted when they were.
         compared: How often its documents were compared with the rows, and may have been removed.
+        place: `datalake_assets.feed_sinks.SinkModel.place` of who sent it; None of what earlier releases wrote.
     """
 
     write_id: str = ""
@@ -74,6 +75,7 @@ class Delivered(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     under_way: UnderWay | None = None
     refused: int = 0
     compared: int = 0
+    place: str | None = None
 
     def has(self, content: str) -> bool:
         """Whether the sink has all of a partition of this content, and nothing else has begun."""
@@ -87,15 +89,16 @@ class DeliveredLog:
         store: The lake.
         feed: The feed.
         sink: The sink's name.
+        place: Where it has its documents.
     """
 
-    def __init__(self, store: Store, feed: Feed, sink: str) -> None:
-        self._store, self._feed = store, feed
+    def __init__(self, store: Store, feed: Feed, sink: str, *, place: str = "") -> None:
+        self._store, self._feed, self._place = store, feed, place
         self._folder = f"{sink_folder(feed, sink)}/position"
         self._etags: dict[str, str | None] = {}
 
     def load(self, key: str) -> Delivered:
-        """What the sink has of a partition.
+        """What the sink has of a partition; nothing where what it has lies at another place than it writes to now.
 
         Raises:
             CorruptLake: What is written there is no progress of a sink.
@@ -106,10 +109,11 @@ class DeliveredLog:
         if known.body is None:
             return Delivered()
         try:
-            return msgspec.convert(json.loads(known.body), Delivered)
+            found = msgspec.convert(json.loads(known.body), Delivered)
         except (ValueError, msgspec.ValidationError) as error:
             cure = f"'datalake sinks resend {self._feed.name}' begins anew"
             raise CorruptLake(path, f"it is no progress of a sink: {error}", cure=cure) from error
+        return Delivered() if found.place not in {None, self._place} else found
 
     def save(self, key: str, delivered: Delivered) -> Delivered:
         """Writes what the sink has of a partition, over what `load` or `save` knew.
@@ -117,7 +121,9 @@ class DeliveredLog:
         Raises:
             Overtaken: Another delivery has written it since.
         """
-        stamped = msgspec.structs.replace(delivered, write_id=new_id(), files=delivered.files[:MOST_FILES])
+        stamped = msgspec.structs.replace(
+            delivered, write_id=new_id(), files=delivered.files[:MOST_FILES], place=self._place
+        )
         body = json.dumps(msgspec.to_builtins(stamped)).encode()
         try:
             self._etags[key] = swap_object(self._store, self._path(key), body, etag=self._etags.get(key))

@@ -90,7 +90,8 @@ def deliver(
 
 def sink_lag(lake: Store, feed: Feed, sink: SinkModel) -> DeliveryReport:
     """How much of a feed a sink does not have yet; asks the lake alone: two requests a partition."""
-    log, snapshot = DeliveredLog(lake, feed, sink.label), open_table(lake, feed).snapshot()
+    log = DeliveredLog(lake, feed, sink.label, place=sink.place)
+    snapshot = open_table(lake, feed).snapshot()
     contents = snapshot.contents()
     rows = partitions = refused = 0
     for key, content in contents.items():
@@ -141,7 +142,7 @@ class RowDelivery:
     def __init__(self, lake: Store, feed: Feed, sink: SinkModel, store: DocumentStore) -> None:
         self._lake, self._feed, self._sink, self._store = lake, feed, sink, store
         self._table: LakeTable = open_table(lake, feed)
-        self._log = DeliveredLog(lake, feed, sink.label)
+        self._log = DeliveredLog(lake, feed, sink.label, place=sink.place)
         self._report = DeliveryReport(feed.name, sink.label)
         self._schema: pa.Schema | None = None
         source = feed.source

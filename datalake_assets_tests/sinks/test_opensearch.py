@@ -213,6 +213,18 @@ def test_what_a_sink_has_lost_is_sent_again_and_rows_that_are_deleted_leave_it(n
     assert found(osmem, feed) == [number for number in range(100) if number != 7]
 
 
+def test_a_sink_that_gets_another_prefix_gets_all_rows_there(numbered, osmem):
+    lake, feed = numbered
+    assert sent(lake, feed, osmem.url).sent == 100
+    assert sent(lake, feed, osmem.url).sent == 0
+    sink = feed.sinks[0].model_copy(update={"prefix": f"{uuid.uuid4().hex[:8]}-"})
+    moved = feed.model_copy(update={"sinks": (sink,)})
+    assert sink_lag(open_store(str(lake)), moved, sink).lag_rows == 100
+    assert sent(lake, moved, osmem.url).sent == 100
+    assert found(osmem, moved) == list(range(100))
+    assert sent(lake, moved, osmem.url).sent == 0
+
+
 def test_refused_documents_are_dead_letters_that_can_be_sent_again(numbered, osmem):
     lake, feed = numbered
     changed(lake, "land", [[100, None, 0, 100], [101, 1.0, 0, 101]])

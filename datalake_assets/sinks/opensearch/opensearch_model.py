@@ -55,6 +55,11 @@ class OpenSearchSink(SinkModel):
     batch_mb: Annotated[int, Field(ge=1, le=100)] = 5
 
     @property
+    def place(self) -> str:
+        """What names of its indices begin with."""
+        return self.prefix
+
+    @property
     def takes_rows(self) -> bool:
         """Rows."""
         return True
