@@ -339,7 +339,8 @@ class WindowPosition(Value, frozen=True):
     Attributes:
         start: Start of the window, inclusive.
         end: End of the window, exclusive.
-        as_of: When that pull began, by the store's clock; an older pull never replaces a newer one.
+        as_of: When that pull began, by the store's clock, and after those that it has seen, whatever that clock says;
+            an older pull never replaces a newer one.
         rows: Rows that it saw.
         fingerprint: Sum of their hashes (`datalake_assets.parquet.fingerprint`), hexadecimal.
         inputs: Of a mart: what the rows were made of (`datalake_assets.core.batches.Derived`); else empty.
@@ -369,7 +370,7 @@ class SnapshotPosition(Value, frozen=True):
     """A version of a table.
 
     Attributes:
-        as_of: When the pull began, by the store's clock.
+        as_of: When the pull began, as in `WindowPosition`.
         rows: Rows that it saw.
         inputs: As in `WindowPosition`.
         fingerprint: Likewise; empty of versions that were landed before there was one.

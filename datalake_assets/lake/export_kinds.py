@@ -8,9 +8,9 @@ result. Nothing in the answer shows it, so that only a sudden fall of the row co
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +32,7 @@ from datalake_assets.errors import CommitConflict, IncompleteResponse, SourceShr
 from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export, Staged
 from datalake_assets.lake.landing import Landing, OffsetsFence
+from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.lake.table import WriteReport
 from datalake_assets.lake.table_versions import enter_version, removed_by_retention, retain
@@ -43,6 +44,10 @@ __all__ = [
     "agree",
     "suspicious",
 ]
+
+
+#: The least that times differ by.
+_TICK = timedelta(microseconds=1)
 
 
 class OffsetsExport(Export):
@@ -106,7 +111,8 @@ class WindowExport(Export):
 
     def run(self) -> WriteReport:
         """Implements `Export.run`."""
-        self.as_of = self.folder.store.now()
+        there = [self.settled(key).position for key in self.partitions]
+        self.as_of = _later(self.folder, [each.as_of for each in there if isinstance(each, WindowPosition)])
         landing, staged, schema = self.land(self._time_placement(), fingerprint=True)
         self.fingerprints = landing.fingerprints or {}
         self._refuse_others(staged)
@@ -178,13 +184,23 @@ class WindowExport(Export):
             if self._overtaken(base):
                 self.notes.append(f"partition {key}: a newer pull was committed meanwhile; this one is dropped")
                 return None
-            self._check_rows(key, base, files)
             position = WindowPosition(window.start, window.end, self.as_of, rows, fingerprint, _inputs(self.batches))
             if isinstance(base.position, WindowPosition) and replace(base.position, as_of=self.as_of) == position:
                 return None  # the same rows: nothing to write
+            if isinstance(base.position, WindowPosition) and base.position.as_of == self.as_of:
+                raise CommitConflict(self.folder.data_folder(key), "another pull began at the same time")
+            self._check_rows(key, base, files)
             return Planned(position=position, remove=tuple(file.name for file in base.files), schema=schema)
 
         return plan
+
+
+def _later(folder: FeedFolder, before: Iterable[datetime]) -> datetime:
+    """When a pull begins that has seen those before: after them, whatever the clock says, which may have been put back.
+
+    Else what this one sees would be taken for older, and dropped, until the clock is where it was.
+    """
+    return max((folder.store.now(), *(each + _TICK for each in before)))
 
 
 def _inputs(batches: Batches) -> str:
@@ -225,7 +241,7 @@ class SnapshotExport(Export):
         (key,) = self.partitions
         if self.settled(key).generation:
             return self._committed_before(key)
-        self.as_of = as_of = self.folder.store.now()
+        self.as_of = as_of = _later(self.folder, [each.as_of for each in self.state.versions])
         landing, staged, schema = self._pull(key)
         encoded = self.fix_schema(schema, staged)
         files = staged.get(key, ())

@@ -222,6 +222,38 @@ def test_an_older_pull_never_replaces_a_newer_one(store):
     assert "a newer pull was committed" in report.notes[0]
 
 
+def test_a_clock_that_was_put_back_drops_no_later_pull_and_no_later_version(store, monkeypatch):
+    window, table = HiveTable(store, stream_feed("pull")), HiveTable(store, table_feed(retention={"versions": 1}))
+    true = type(store).now
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "now", lambda self: true(self) + timedelta(days=400))
+        export(window, stream_of(SourceBatch(rows(range(5)))), ["2025-01-01"])
+        export(table, table_of(5))
+    for _ in range(2):
+        report = export(window, stream_of(SourceBatch(rows(range(9)))), ["2025-01-01"])
+        export(table, table_of(9))
+    assert (ids(window), ids(table), report.notes) == (list(range(9)), list(range(9)), ())
+
+
+def test_of_two_pulls_that_began_at_one_time_the_later_to_commit_is_pulled_again(store, monkeypatch):
+    table, moment = HiveTable(store, stream_feed("pull")), store.now()
+    monkeypatch.setattr(type(store), "now", lambda _: moment)
+    read = []
+
+    class Twice(InMemoryBatches):
+        """The first time another process pulls as much and more, and commits; then it is there, too."""
+
+        def __iter__(self) -> Iterator[SourceBatch]:
+            more = SourceBatch(rows(range(9)))
+            read.append(len(read))
+            yield more if len(read) > 1 else SourceBatch(rows(range(5)))
+            if len(read) == 1:
+                export(HiveTable(store, stream_feed("pull")), stream_of(more), ["2025-01-01"])
+
+    export(table, Twice((SourceBatch(rows([])),), "rowtime"), ["2025-01-01"])
+    assert (ids(table), read) == (list(range(9)), [0, 1])
+
+
 def test_a_window_whose_staged_file_was_lost_is_pulled_again_and_leaves_nothing_staged(store, monkeypatch):
     table, lost, publish = HiveTable(store, stream_feed("pull")), [], type(store).publish
 
