@@ -5,6 +5,8 @@ Whoever has messages, a run that receives them or a Lambda function that is give
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +19,13 @@ from datalake_assets.core.item_ids import forgotten_at
 from datalake_assets.errors import InvalidFeed
 from datalake_assets.feed import Feed
 from datalake_assets.sources.sqs.queue import QueueAttributes
-from datalake_assets.sources.sqs.sqs_messages import Message, MessageLayout, envelope_of, message_in
+from datalake_assets.sources.sqs.sqs_messages import (
+    Message,
+    MessageLayout,
+    attribute_text,
+    envelope_of,
+    message_in,
+)
 from datalake_assets.sources.sqs.sqs_model import SENT_AT, declared
 
 __all__ = ["MessageReader", "read_again"]
@@ -28,6 +36,7 @@ MARGIN = timedelta(hours=1)
 _DAY_S = 86_400
 #: Messages that become one record batch.
 CHUNK = 1000
+_DIGEST_BYTES = 16
 
 
 class MessageReader:
@@ -62,11 +71,17 @@ class MessageReader:
         self._identity = self._source.identity or ("deduplication" if by_sender else "message")
 
     def item_of(self, message: Message) -> str:
-        """What the message is remembered by."""
+        """What the message is remembered by: its id; or its sender's, with a digest of what is landed of it.
+
+        SQS heeds a deduplication id for five minutes, and takes another message under it afterwards: what has another
+        content is one.
+        """
         if self._identity == "message" or not message.deduplication_id:
             return message.id
         group = f"{message.group}\0" if self._queue.by_group else ""
-        return f"{group}{message.deduplication_id}"
+        landed = [message.body, *(attribute_text(message.attributes.get(name)) for name in self._source.attributes)]
+        digest = hashlib.blake2b(json.dumps(landed).encode(), digest_size=_DIGEST_BYTES)
+        return f"{group}{message.deduplication_id} {digest.hexdigest()}"
 
     def forget_after(self, message: Message) -> datetime:
         """When the message can no longer come again: the same however often it comes."""

@@ -30,7 +30,7 @@ from datalake_assets.sources.sqs.sqs_model import (
     declared,
 )
 
-__all__ = ["Decoded", "Message", "MessageLayout", "envelope_of", "message_in"]
+__all__ = ["Decoded", "Message", "MessageLayout", "attribute_text", "envelope_of", "message_in"]
 
 #: A sequence number has at most 38 digits here; SQS writes 20 of its 128 bits.
 _SEQUENCE = pa.decimal128(38, 0)
@@ -168,7 +168,7 @@ class MessageLayout:
     def _row(self, message: Message) -> tuple[Any, ...]:
         source = self._source
         values, other = self._fields.values(message.content) if self._fields else ([message.body], None)
-        attributes = [_attribute_text(message.attributes.get(name)) for name in source.attributes]
+        attributes = [attribute_text(message.attributes.get(name)) for name in source.attributes]
         own = {
             OTHER_FIELDS: other,
             GROUP: message.group,
@@ -195,7 +195,7 @@ _OWN: Mapping[str, pa.Field] = {
 }
 
 
-def _attribute_text(attribute: Mapping[str, Any] | None) -> str | None:
+def attribute_text(attribute: Mapping[str, Any] | None) -> str | None:
     """An attribute as a column has it: its text, or of bytes base64; None if the message has it not."""
     if attribute is None:
         return None

@@ -57,8 +57,8 @@ class SqsSource(SystemSource):
         attributes: Message attributes that are landed as columns of text.
         rename: Column names in the lake by names at the source, where the lower-cased name cannot serve.
         identity: What tells messages apart: ``message``, the id that SQS gives each; ``deduplication``, of a FIFO
-            queue, the sender's deduplication id. Default: the latter where the sender gives such ids, and where one
-            that is sent again is looked for in the right place (ADR 032); else the former.
+            queue, the sender's deduplication id and the content. Default: the latter where the sender gives such ids,
+            and where one that is sent again is looked for in the right place (ADR 032); else the former.
         horizon: How long a message is remembered, from when it was sent. At least the queue's retention period;
             by default as long as SQS can keep one.
         batch_records: Messages that are landed together. More, where more are waiting: as many as there are.

@@ -263,13 +263,15 @@ def test_what_a_sender_repeats_in_a_fifo_queue_is_landed_once(store, sqs, fifo, 
         for number in numbers:
             queue.send([{"n": number, **at}], groups=["g"], MessageDeduplicationId=f"d{number}")
     fields = {"n": "long", "at": "timestamptz"}
+    later.send([{"n": 9, **at}], groups=["g"], MessageDeduplicationId="d1")  # no repetition: it says something else
     report = land(store, sqs, feed_of(fifo, fields=fields, feed=time_column))
     assert report.rows_added == 2
     sqs.close()
 
     again = land(store, sqs, feed_of(later, fields=fields, feed=time_column))
 
-    assert (again.rows_added, again.rows_known) == (1, 1)
+    assert (again.rows_added, again.rows_known) == (2, 1)
+    assert sorted(landed(store, feed_of(later, fields=fields, feed=time_column))) == [1, 2, 3, 9]
     assert later.left == (0, 0)
 
 
