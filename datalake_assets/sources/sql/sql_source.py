@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import Any
 
 import numpy as np
@@ -326,10 +326,21 @@ class SqlBatches:
                     f"its highest {cursor.name} is {high - 1}, and {start - 1} was landed: the last rows were deleted,"
                     " or it was created anew, which --new-epoch takes for granted"
                 )
+        elif start is not None and high is not None and self._is_behind(high, start, cursor):
+            newest = f"the newest {cursor.name} that was landed, {value_of(start - 1, cursor.type)}"
+            notes.append(f"its clock is behind {newest}: rows that are written until it is there are not read")
         self.unfinished = "; ".join(notes)
         if high is None or (start is not None and high <= start):
             return None
         return ColumnRange(cursor.name, None if start is None else value_of(start, cursor.type), bound.high)
+
+    def _is_behind(self, high: int, start: int, cursor: SqlColumn) -> bool:
+        """Whether a database's clock was put back: all that was landed lay before it, whatever the lag was then."""
+        if pt.is_integer(cursor.type):
+            return False
+        unit = timedelta(days=1) if pt.is_date(cursor.type) else timedelta(microseconds=1)
+        lag = -(-(self._source.lag or timedelta()) // unit)  # rounded up
+        return high + lag < start
 
     def _without_value(self, column: SqlColumn) -> str:
         """What is to be said of rows that no range has; empty if there are none."""

@@ -340,6 +340,20 @@ def test_times_of_one_form_are_read_on_by_and_those_of_two_are_refused(shop, sou
         land(store, source, feed)
 
 
+@pytest.mark.parametrize("cursor", ["at", "born"])
+def test_a_clock_that_was_put_back_is_told(shop, source, store, monkeypatch, cursor):
+    shop.execute("CREATE TABLE t (at TIMESTAMP, born DATE)")
+    shop.execute("INSERT INTO t VALUES ('2025-01-02 10:00:00', '2025-01-02')")
+    shop.commit()
+    for lag in (0, 86400):  # a lag that was raised is none
+        assert land(store, source, feed_of(cursor=cursor, time_column="at", lag=lag)).notes == ()
+    bound = sqlite.settled_before
+    before = datetime(2025, 1, 1, 12, tzinfo=UTC)
+    monkeypatch.setattr(sqlite, "settled_before", lambda _, kind, lag: bound(before, kind, lag))
+    (note,) = land(store, source, feed_of(cursor=cursor, time_column="at", lag=0)).notes
+    assert f"its clock is behind the newest {cursor} that was landed, 2025-01-02" in note
+
+
 def test_a_column_of_no_exact_type_is_refused_by_name_until_its_type_is_declared(shop, source, store):
     shop.execute("CREATE TABLE t (total NUMERIC, n INTEGER)")
     shop.execute("INSERT INTO t VALUES (1.25, 1)")
