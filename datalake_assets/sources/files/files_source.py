@@ -257,6 +257,10 @@ class FileBatches:
         """Implements `Batches`: the feed's, or of a feed without rows what all of its files are."""
         if self._schema is None:
             known = self.request.landed.schema if self.request.landed is not None else None
+            own = {self._source.file_column, self._source.modified_column}
+            if known is not None and (missing := own - set(known.names)):
+                reason = f"source: rows have no column {min(missing)!r}: file_column and modified_column are for life"
+                raise InvalidFeed(self._feed.name, reason)
             if known is not None and self._feed.schema_policy != "evolve":
                 self._schema = known.remove_metadata()
             else:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from datalake_assets.errors import SourceRecreated
+from datalake_assets.errors import InvalidFeed, SourceRecreated
 from datalake_assets.lake import item_ledger
 from datalake_assets.lake.item_exports import ItemsExport
 from datalake_assets.lake.tables import open_table
@@ -83,6 +83,18 @@ def test_files_of_another_place_replace_none_of_the_same_names_unless_a_person_s
     dropping.drop("c.csv", "id\n4\n", at=LATER)
     dropping.export()
     assert dropping.rows("id") == [(1,), (2,), (4,)]
+
+
+@only_local
+@pytest.mark.parametrize("own", ["file_column", "modified_column"])
+def test_the_columns_by_which_former_rows_are_found_are_for_life(dropping, own):
+    dropping.drop("a.json", '{"id": 1}')
+    dropping.export()
+    dropping.feed = files_feed(str(dropping.folder), source={own: "other"})
+    dropping.drop("a.json", '{"id": 2}', at=LATER)
+    with pytest.raises(InvalidFeed, match="rows have no column 'other'"):
+        dropping.export()
+    assert dropping.rows("id", "source_file") == [(1, "a.json")]
 
 
 @only_local
