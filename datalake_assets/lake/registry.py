@@ -61,7 +61,9 @@ class FeedRegistry:
         self._store, self._documents = store, FeedDocuments(store)
 
     def add(self, feed: Feed) -> Feed:
-        """Registers a new feed and returns it as stored, with its first revision.
+        """Registers a new feed and returns it as stored, with its first revision, and with a folder of its own.
+
+        A document that was copied from a converted feed says where that one's data lie.
 
         Raises:
             FeedExists: The name is taken, possibly by an archived feed.
@@ -70,7 +72,8 @@ class FeedRegistry:
         known = self._documents.newest(feed.name)
         if known is not None:
             raise FeedExists(feed.name, archived=known.archived)
-        added = feed.model_copy(update={"enabled": True, "revision": 1})
+        own = feed.format.model_copy(update={"folder": "", "former": None})
+        added = feed.model_copy(update={"enabled": True, "revision": 1, "format": own})
         try:
             self._write(feed_key(feed.name), added, etag=None)
         except PreconditionFailed as error:
@@ -250,11 +253,12 @@ class FeedRegistry:
 
         Raises:
             FeedNotFound: There is no such feed.
-            ConfigError: It is active.
+            ConfigError: It is active, or another feed has its data in the same folder.
         """
         from datalake_assets.lake.tables import folder_of, open_table  # noqa: PLC0415  a list of feeds needs no tables
 
         feed = self.archived(name)
+        self._refuse_shared(feed)
         former, deleted = feed.format.former, 0
         if former is not None:
             was = feed.format.model_copy(update={"type": former.type, "folder": former.folder, "former": None})
@@ -262,6 +266,18 @@ class FeedRegistry:
         deleted += open_table(self._store, feed).purge()
         self._store.delete([feed_key(name), feed_key(name, archived=True)])
         return deleted + 1
+
+    def _refuse_shared(self, feed: Feed) -> None:
+        """Makes sure that no other feed has its data where this one has; documents can be written by hand."""
+        own = _folders(feed)
+        for listed in (self.list(), self.list(archived=True)):
+            for other in listed.feeds:
+                both = [(one, another) for one in own for another in _folders(other) if _lies_in(one, another)]
+                if other.name != feed.name and both:
+                    raise ConfigError(
+                        f"feed {other.name!r} has its data in {both[0][1]}, and feed {feed.name!r} in {both[0][0]}:"
+                        " to delete one would delete the other; correct what a document says (format.folder)"
+                    )
 
     def digest(self) -> str:
         """Changes whenever a file of the registry does; costs one listing."""
@@ -306,6 +322,19 @@ class FeedRegistry:
             swap_object(self._store, key, body, etag=etag)
         except PreconditionFailed as error:
             raise _changed(key) from error
+
+
+def _folders(feed: Feed) -> list[str]:
+    """Where the data of a feed lie in the lake, now and before a conversion."""
+    if feed.is_adopted:
+        return []
+    former = feed.format.former
+    return [f"{path.strip('/')}/" for path in (feed.data_path, *([former.folder] if former is not None else []))]
+
+
+def _lies_in(one: str, another: str) -> bool:
+    """Whether one folder is, or lies in, the other, or the other way round."""
+    return one.startswith(another) or another.startswith(one)
 
 
 def _give_free(store: Store, feed: Feed) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from datalake_assets.errors import AmbiguousWrite, FeedExists, FeedNotFound, InvalidFeed, PreconditionFailed
+from datalake_assets.errors import (
+    AmbiguousWrite,
+    ConfigError,
+    FeedExists,
+    FeedNotFound,
+    InvalidFeed,
+    PreconditionFailed,
+)
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake.registry import FeedProblem, FeedRegistry, feed_key
 from datalake_assets.lake.store.base import Store
@@ -90,6 +97,27 @@ def test_add_stores_a_readable_first_revision(store, registry):
     assert document.startswith('{\n  "name": "orders",\n')
     assert document.endswith("}\n")
     assert "Käufe" in document
+
+
+def test_a_document_that_was_copied_from_a_converted_feed_makes_a_feed_of_its_own(store, registry):
+    former = {"type": "iceberg", "folder": "streams/orders.1"}
+    added = registry.add(_feed(name="copied", format={"folder": "streams/orders.2", "former": former}))
+    assert (added.data_path, added.format.former) == ("streams/copied", None)
+
+
+@pytest.mark.parametrize(
+    "written", [{"folder": "streams/orders"}, {"former": {"type": "parquet", "folder": "streams"}}]
+)
+@pytest.mark.parametrize("archived", [False, True])
+def test_no_feed_is_removed_whose_folder_another_has(store, registry, written, archived):
+    registry.add(_feed())
+    registry.archive("orders")
+    other = _feed(name="other", format=written)
+    store.put(feed_key("other", archived=archived), other.model_dump_json().encode())  # by hand
+    with pytest.raises(ConfigError, match="feed 'other' has its data in streams"):
+        registry.remove("orders")
+    store.delete([feed_key("other", archived=archived)])
+    registry.remove("orders")
 
 
 def test_add_refuses_a_taken_name(registry):
