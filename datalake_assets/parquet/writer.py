@@ -144,6 +144,8 @@ def _compact_encoding(kind: pa.DataType) -> str | None:
 MIB = 1 << 20
 #: Bytes of a dictionary page; larger ones cost more time than they save space.
 DICTIONARY_PAGE_BYTES = MIB
+#: Arrow hands on each page by itself, and each call into Python takes the time of a few kilobytes more.
+BUFFER_BYTES = 256 << 10
 #: Decoded: in larger row groups readers pay more for one row, and in smaller ones for all, than in those of the writers
 #: that are read fastest (`benchmarks compaction --only tiny`).
 ROW_GROUP_BYTES = 11 * MIB
@@ -240,13 +242,14 @@ class ParquetFileWriter:
         self._time_column, self._metadata = time_column, dict(metadata or {})
         self.encodings = encodings
         self._writer: pq.ParquetWriter | None = None
+        self._out: pa.NativeFile | None = None
         self._rows = 0
         self._times: list[datetime] = []
 
     @property
     def size_bytes(self) -> int:
         """Bytes written so far."""
-        return self._sink.tell()
+        return self._sink.tell() if self._out is None or self._out.closed else self._out.tell()
 
     def write_batches(self, batches: list[pa.RecordBatch]) -> None:
         """Writes one row group, and empties the list: sorted rows are a copy, so the unsorted ones can go first."""
@@ -282,6 +285,7 @@ class ParquetFileWriter:
             self._writer = self._open(empty_table(self._schema))
         self._writer.add_key_value_metadata({**self._metadata, **(metadata or {})})
         self._writer.close()
+        self._close_out()
         return DataFile(
             name=name,
             rows=self._rows,
@@ -299,11 +303,17 @@ class ParquetFileWriter:
         self._sink.dropping = True
         if self._writer is not None:
             self._writer.close()
+            self._close_out()
+
+    def _close_out(self) -> None:
+        if self._out is not None:
+            self._out.close()
 
     def _open(self, sample: pa.Table) -> pq.ParquetWriter:
         if self.encodings is None:
             self.encodings = choose_encodings(sample, self._settings.profile)
-        return open_writer(pa.PythonFile(self._sink, mode="w"), self._schema, self._settings, self.encodings)
+        self._out = pa.BufferedOutputStream(pa.PythonFile(self._sink, mode="w"), BUFFER_BYTES)
+        return open_writer(self._out, self._schema, self._settings, self.encodings)
 
 
 def open_writer(

@@ -19,7 +19,7 @@ class MemorySink(io.BytesIO):
     def write(self, data):
         if self.state != "open":
             raise ValueError(f"write to a {self.state} file")
-        if self.fail_after is not None and self.tell() >= self.fail_after:
+        if self.fail_after is not None and self.tell() + len(data) > self.fail_after:
             raise OSError("disk full")
         return super().write(data)
 

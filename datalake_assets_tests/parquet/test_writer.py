@@ -103,9 +103,17 @@ def test_times_without_zone_are_utc():
 def test_an_abandoned_file_writes_nothing_more():
     sink, file = sink_and_file()
     file.write(table(1))
-    size = file.size_bytes
+    written = sink.getvalue()
     file.abandon()
     file.abandon()
     sink.discard()
     del file
-    assert len(sink.getvalue()) == size
+    assert sink.getvalue() == written
+
+
+def test_a_file_tells_its_size_with_what_waits_to_be_handed_on():
+    sink, file = sink_and_file()
+    file.write(table(1))
+    told = file.size_bytes
+    assert told > len(sink.getvalue())
+    assert file.close().size_bytes == file.size_bytes == len(sink.getvalue()) > told

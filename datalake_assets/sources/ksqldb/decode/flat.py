@@ -42,7 +42,6 @@ _BREAKS: Final = np.frombuffer(b"nr", np.uint8)
 _BY_NUMBER: Final = re.compile(rb"(?:\\u[0-9a-fA-F]{4})+")
 _CSV_BLOCK_BYTES: Final = 1 << 20
 _WINDOW_BYTES: Final = 1 << 17
-_FEW_SHIFT: Final = 9  # fewer than one backslash in 512 bytes: leaping is faster than looking at every byte
 
 
 def is_flat(columns: Sequence[Column]) -> bool:
@@ -232,22 +231,14 @@ def _from_numbers(escapes: bytes) -> tuple[bytes, int, bool]:
 
 def _escapes(block: bytearray) -> npt.NDArray[np.intp]:
     """Where escapes begin: of backslashes in a row, every second is the character that the one before it escapes."""
-    if _count(block, _BACKSLASH) < len(block) >> _FEW_SHIFT:
-        return np.fromiter(_sparse_escapes(block), np.intp)
     found = _positions(block, _BACKSLASH)
+    if not len(found):
+        return found
     index = np.arange(len(found))
     begins_run = np.concatenate([[True], np.diff(found) != 1])
     run = np.maximum.accumulate(np.where(begins_run, index, 0))
     begins_escape: npt.NDArray[np.bool_] = (index - run) % 2 == 0
     return found[begins_escape]
-
-
-def _sparse_escapes(block: bytearray) -> Iterator[int]:
-    """The same by leaps, for blocks with few: the usual case."""
-    at = block.find(b"\\")
-    while at >= 0:
-        yield at
-        at = block.find(b"\\", at + 2)
 
 
 def _quotes(buffer: Any) -> int:

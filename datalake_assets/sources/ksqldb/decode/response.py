@@ -26,7 +26,7 @@ __all__ = ["ResponseEnd", "ResponseError", "ResponseHeader", "StreamedRowParser"
 
 SchemaOf: TypeAlias = Callable[[tuple[Column, ...]], pa.Schema]
 
-BLOCK_BYTES: Final = 8 << 20  # measured: decoding gains nothing above, and its buffers are a few times this
+BLOCK_BYTES: Final = 4 << 20  # measured: decoding gains nothing above, and its buffers are a few times this
 MAX_LINE_BYTES: Final = 64 << 20  # an answer without newlines (application/json) must not fill the memory
 
 
@@ -128,6 +128,51 @@ _MESSAGE: Final = msgspec.json.Decoder(_Message)
 _DELIMITED: Final = msgspec.json.Decoder(_DelimitedHeader)
 
 
+class _Received:
+    """Bytes that came and are not decoded yet: the front of one piece of memory, which blocks leave and come back to.
+
+    Fresh memory for each block would take the system as long to clear as the parser takes to fill it.
+    """
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, which: slice) -> bytes:
+        return bytes(self._memory[: self._size][which])
+
+    def add(self, chunk: bytes) -> None:
+        """Takes the next bytes."""
+        self._memory[self._size : self._size + len(chunk)] = chunk
+        self._size += len(chunk)
+
+    def line_end(self) -> int:
+        """Where the first line ends, its newline included; 0 if none does."""
+        return self._memory.find(b"\n", 0, self._size) + 1
+
+    def last_line_end(self, before: int) -> int:
+        """Where the last line ends that ends there or before, its newline included; 0 if none does."""
+        return self._memory.rfind(b"\n", 0, min(before, self._size)) + 1
+
+    def cut(self, size: int) -> bytearray:
+        """Takes so many bytes off the front; `take_back` what they are in."""
+        block, self._memory = self._memory, self._memory[size : self._size]
+        self._size -= size
+        del block[size:]
+        return block
+
+    def take_back(self, block: bytearray) -> None:
+        """Uses the memory of a block that nobody needs any more for what came and comes after it."""
+        try:
+            block[: self._size] = self._memory[: self._size]
+        except BufferError:  # somebody still looks at it, and what came fits only into more
+            return
+        self._memory = block
+
+
 class StreamedRowParser:
     """Takes a response chunk by chunk, gives back its rows block by block.
 
@@ -154,8 +199,8 @@ class StreamedRowParser:
         self.header: ResponseHeader | None = None
         self._schema_of, self._block_bytes, self._max_line_bytes = schema_of, block_bytes, max_line_bytes
         self._decoder: RowDecoder | None = None
-        self._buffer = bytearray()
-        self._whole = 0  # bytes of the buffer that are whole lines
+        self._received = _Received()
+        self._whole = 0  # bytes received that are whole lines
         self._final_message: str | None = None
         self._error: ResponseError | None = None
         self._closed = self._dead = False
@@ -168,21 +213,25 @@ class StreamedRowParser:
 
     def feed(self, chunk: bytes) -> list[DecodedRows]:
         """Takes the next bytes; gives the blocks that they filled, usually none."""
-        if self._dead:
-            return []
+        blocks: list[DecodedRows] = []
+        for start in range(0, len(chunk), self._block_bytes):
+            if self._dead:
+                break
+            self._take_in(chunk[start : start + self._block_bytes])
+            while self._whole >= self._block_bytes:
+                cut = self._received.last_line_end(self._block_bytes)
+                blocks.append(self._decode(cut or self._received.line_end()))
+        return blocks
+
+    def _take_in(self, chunk: bytes) -> None:
         newline = chunk.rfind(b"\n")
         if newline >= 0:
-            self._whole = len(self._buffer) + newline + 1
-        self._buffer += chunk
+            self._whole = len(self._received) + newline + 1
+        self._received.add(chunk)
         if self._whole and self._decoder is None:
             self._read_header()
-        if len(self._buffer) - self._whole > self._max_line_bytes:
+        if len(self._received) - self._whole > self._max_line_bytes:
             self._die(f"a line is longer than {self._max_line_bytes} bytes")
-        blocks: list[DecodedRows] = []
-        while self._whole >= self._block_bytes:
-            cut = self._buffer.rfind(b"\n", 0, self._block_bytes) + 1
-            blocks.append(self._decode(cut or self._buffer.find(b"\n") + 1))
-        return blocks
 
     def take(self) -> DecodedRows:
         """Decodes whatever whole rows have arrived, at once: push queries trickle."""
@@ -208,39 +257,42 @@ class StreamedRowParser:
 
     def _complete_last_line(self) -> bool:
         """Ends the last line if it is a whole element; says whether something else is left."""
-        tail = bytes(self._buffer[self._whole :]).strip()
+        tail = self._received[self._whole :].strip()
         body, _ = self._unwrapped(tail)
         if tail and body and not _is_json(body):
             return True
         if tail:
-            self._buffer += b"\n"
-            self._whole = len(self._buffer)
+            self._received.add(b"\n")
+            self._whole = len(self._received)
         return False
 
     def _decode(self, size: int) -> DecodedRows:
         if self._decoder is None or not size:
             return DecodedRows(pa.table({}) if self._decoder is None else self._decoder.schema.empty_table())
-        block = self._buffer[:size]
-        del self._buffer[:size]
+        block = self._received.cut(size)
         self._whole -= size
         self._closed = False
         first_line = self._rows + self._rejected + 1
         rows = self._decoder.decode(block, first_line=first_line, plain=partial(self._only_rows, self._decoder))
+        if size <= 2 * self._block_bytes:  # a line may be many times as long, and need not be held on to
+            self._received.take_back(block)
         self._rows += rows.table.num_rows
         self._rejected += len(rows.rejected)
         return rows
 
     def _only_rows(self, decoder: RowDecoder, block: bytearray) -> bytearray:
         """The block without blank lines and messages, its rows in plain form."""
-        plain: list[bytes] = []
-        for line in bytes(block).split(b"\n"):
-            if decoder.is_plain(line):
+        kept: list[bytes | bytearray] = []
+        at = 0
+        for start, end in [*decoder.odd_lines(block), (len(block), len(block))]:
+            if start > at:
                 self._closed = False
-                plain.append(line)
-            elif text := line.strip():
+                kept.append(block[at:start])
+            at = end + 1
+            if text := bytes(block[start:end]).strip():
                 row = self._row_of(decoder, text)
-                plain.extend([] if row is None else [row])
-        return bytearray(b"".join(line + b"\n" for line in plain))
+                kept.extend([] if row is None else [row, b"\n"])
+        return bytearray().join(kept)
 
     def _row_of(self, decoder: RowDecoder, text: bytes) -> bytes | None:
         """The row in a line that is not in plain form; None if it has none."""
@@ -276,9 +328,7 @@ class StreamedRowParser:
     def _read_header(self) -> None:
         """Consumes lines up to the header; what stands there instead is the server's error, or no answer at all."""
         while self._whole and self._decoder is None:
-            end = self._buffer.find(b"\n") + 1
-            text = bytes(self._buffer[:end]).strip()
-            del self._buffer[:end]
+            text = bytes(self._received.cut(end := self._received.line_end())).strip()
             self._whole -= end
             if text:
                 self._take_header(text)
@@ -299,7 +349,7 @@ class StreamedRowParser:
     def _die(self, message: str) -> None:
         self._error = self._error or ResponseError(None, message)
         self._dead = True
-        self._buffer.clear()
+        self._received = _Received()
         self._whole = 0
 
 

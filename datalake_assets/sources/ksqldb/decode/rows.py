@@ -127,6 +127,19 @@ class RowDecoder:
         suffix = self._suffixes[0]
         return len(line) >= len(self.prefix) + len(suffix) and line.startswith(self.prefix) and line.endswith(suffix)
 
+    def odd_lines(self, block: bytearray) -> list[tuple[int, int]]:
+        """Where the lines of a block begin and end of which `is_plain` does not hold, in order, without their newlines.
+
+        Args:
+            block: Whole lines, every one ended by a newline.
+        """
+        ends, suffix = line_ends(block), self._suffixes[0]
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        is_plain = ends - starts >= len(self.prefix) + len(suffix)
+        is_plain[is_plain] = _which_at(block, starts[is_plain], self.prefix)
+        is_plain[is_plain] = _which_at(block, ends[is_plain] - len(suffix), suffix)
+        return list(zip(starts[~is_plain].tolist(), ends[~is_plain].tolist(), strict=True))
+
     def _pieces(self, block: bytearray, ends: _Ends, suffix: bytes, first_line: int) -> Iterator[DecodedRows]:
         if self._flat is None or not suffix or len(ends) < _FEW_LINES:
             yield from self._exact(block, ends, suffix, first_line)
@@ -230,10 +243,20 @@ def _row_object(row: Any) -> type[msgspec.Struct]:
 
 
 def _all_at(block: bytearray, positions: npt.NDArray[np.intp], expected: bytes) -> bool:
-    """Whether ``expected`` stands at every one of the positions; overlapping windows on the block, gathered at once."""
-    shape = (len(block) - len(expected) + 1,)
-    windows: npt.NDArray[np.void] = np.ndarray(shape, f"V{len(expected)}", block, strides=(1,))
-    return windows[positions].tobytes() == expected * len(positions)
+    """Whether ``expected`` stands at every one of the positions."""
+    return _found_at(block, positions, len(expected)).tobytes() == expected * len(positions)
+
+
+def _which_at(block: bytearray, positions: npt.NDArray[np.intp], expected: bytes) -> npt.NDArray[np.bool_]:
+    """At which of the positions ``expected`` stands."""
+    same: npt.NDArray[np.bool_] = _found_at(block, positions, len(expected)) == np.void(expected)
+    return same
+
+
+def _found_at(block: bytearray, positions: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.void]:
+    """So many bytes from each of the positions on; overlapping windows on the block, gathered at once."""
+    windows: npt.NDArray[np.void] = np.ndarray((max(len(block) - size + 1, 0),), f"V{size}", block, strides=(1,))
+    return windows[positions]
 
 
 def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> bool:

@@ -246,5 +246,5 @@ def test_parser_holds_a_few_blocks_of_a_long_response():
     for _ in range(200):
         for block in parser.feed(chunk):
             assert block.rejected == ()
-    assert len(parser._buffer) < 2 * len(chunk)
+    assert len(parser._received._memory) < 2 * len(chunk)
     assert pa.total_allocated_bytes() - before < 4 * len(chunk)
