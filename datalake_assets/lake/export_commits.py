@@ -20,7 +20,8 @@ from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, keys_of, partition_columns
 from datalake_assets.core.schema import SchemaPolicy, annotated, evolve, schema_from_json, schema_to_json
-from datalake_assets.errors import CommitConflict, InvalidFeed
+from datalake_assets.errors import CommitConflict, ConfigError, InvalidFeed
+from datalake_assets.feed import Feed
 from datalake_assets.lake.avro_twins import AvroTwins, check_twins
 from datalake_assets.lake.commit import Change, Loaded, Planned
 from datalake_assets.lake.landing import AHEAD, Contract, Fence, Landing, Placement
@@ -34,7 +35,7 @@ from datalake_assets.parquet.rolling import RollingWriter
 from datalake_assets.parquet.writer import ParquetSettings, use_pool
 from datalake_assets.tracing import span
 
-__all__ = ["Export", "Staged", "begun_again"]
+__all__ = ["Export", "Staged", "begun_again", "removed_meanwhile"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,12 +91,26 @@ class Export(ABC):
         self.committed: dict[str, PartitionFacts] = {}
         self.rows_committed = 0
 
+    def there(self, now: FeedState) -> FeedState:
+        """A feed's state, if it is of the feed that this export began with.
+
+        Raises:
+            ConfigError: The feed was removed meanwhile: what is landed now would be taken for all of a feed that gets
+                its name.
+        """
+        if self.state.write_id and not now.write_id:
+            raise removed_meanwhile(self.feed)
+        return now
+
     def _check_epoch(self, request: ReadRequest) -> None:
         """What is followed is read long before it is landed; a read that may begin an epoch did so by its first part.
 
         Raises:
             CommitConflict: It is of another epoch.
+            ConfigError: It begins behind rows of which nothing is known any more.
         """
+        if request.start_offsets and not self.state.write_id:
+            raise removed_meanwhile(self.feed)
         if request.epoch is not None and not request.epoch <= self.state.epoch <= request.epoch + request.new_epoch:
             raise CommitConflict(
                 self.feed.path, "since it was read, its source was taken for another; nothing was landed"
@@ -205,6 +220,8 @@ class Export(ABC):
 
         def remembering(key: str, plan: Callable[[Manifest], Planned | None]) -> Callable[[Manifest], Planned | None]:
             def planned(base: Manifest) -> Planned | None:
+                if key in self._logs and self._logs[key].manifest.generation and not base.generation:
+                    raise removed_meanwhile(self.feed)
                 found = plan(base)
                 done[key] = (base, found)
                 return found
@@ -248,6 +265,7 @@ class Export(ABC):
         encoded, before = schema_to_json(schema), self.state.schema
 
         def fixed(now: FeedState) -> FeedState:
+            self.there(now)
             agreed = encoded if now.schema in {None, before, encoded} else self._agreed(schema, now.schema)
             return replace(now.with_kind(self.kind, feed=self.feed.name), schema=agreed)
 
@@ -360,6 +378,11 @@ class Export(ABC):
             earliest=self.feed.start_time,
             latest=self.folder.store.now() + AHEAD,
         )
+
+
+def removed_meanwhile(feed: Feed) -> ConfigError:
+    """The error for an export of a feed that was removed while it ran."""
+    return ConfigError(f"feed {feed.name!r} was removed meanwhile; nothing more of it is landed")
 
 
 def begun_again(begin: Callable[[], _Export], *, attempts: int) -> tuple[_Export, WriteReport]:

@@ -67,7 +67,9 @@ class OffsetsExport(Export):
         )
         hint = {partition: offset + 1 for partition, offset in fence.seen.items()}
         known = landing.source_id
-        self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected, source_id=known))
+        self.folder.state.change(
+            lambda now: self.there(now).with_hint(hint, epoch=fence.epoch, rejected=rejected, source_id=known)
+        )
         return self.result(landing, reports, schema)
 
     def given_up(self) -> WriteReport:
@@ -128,7 +130,9 @@ class WindowExport(Export):
         # as this pull saw them: a partition may hold what a later one saw, and its late rows were not looked for here
         seen = [file.max_time for together in staged.values() for _, file in together if file.max_time]
         newest = max(seen, default=None)
-        self.folder.state.change(lambda now: now.with_watermark(newest) if self._goes_on_from(now.watermark) else now)
+        self.folder.state.change(
+            lambda now: now.with_watermark(newest) if self._goes_on_from(self.there(now).watermark) else now
+        )
         return self.result(landing, reports, schema)
 
     def _goes_on_from(self, watermark: datetime | None) -> bool:

@@ -63,6 +63,7 @@ class HiveTable:
     def __init__(self, store: Store, feed: Feed) -> None:
         self._folder: FeedFolder = FeedFolder(store, feed)
         self._written: dict[str, Manifest] = {}
+        self._was_there = False
 
     @property
     def feed(self) -> Feed:
@@ -120,20 +121,24 @@ class HiveTable:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> WriteReport:
         """Implements `LakeTable`."""
-        from datalake_assets.lake.export_commits import begun_again  # noqa: PLC0415  see `_export`
+        from datalake_assets.lake.export_commits import begun_again, removed_meanwhile  # noqa: PLC0415  see `_export`
         from datalake_assets.lake.item_exports import landed_in_parts  # noqa: PLC0415
 
         store = self._folder.store
         store.probe()
         before, self._written = dict(store.requests), {}
 
-        def land(tell: Callable[[Progress], None] | None) -> WriteReport:
-            export, report = begun_again(
-                lambda: self._export(
-                    self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=tell
-                ),
-                attempts=ATTEMPTS,
+        def begin(tell: Callable[[Progress], None] | None) -> Export:
+            export = self._export(
+                self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=tell
             )
+            if self._was_there and not export.state.write_id:
+                raise removed_meanwhile(self.feed)
+            return export
+
+        def land(tell: Callable[[Progress], None] | None) -> WriteReport:
+            export, report = begun_again(lambda: begin(tell), attempts=ATTEMPTS)
+            self._was_there = bool(export.state.write_id)
             self._written |= {each.key: export.settled(each.key) for each in report.partitions}
             return report
 

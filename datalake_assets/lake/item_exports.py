@@ -241,7 +241,7 @@ class ItemsExport(Export):
         self.fence = fence = ItemsFence(self._held, self.folder.store.now())
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
         if landing.source_id:  # before the first row is committed: what is landed is of this place
-            self.folder.state.change(lambda now: replace(now, source_id=landing.source_id))
+            self.folder.state.change(lambda now: replace(self.there(now), source_id=landing.source_id))
         named = NamedItems(self.folder, landing.finished, fence, self.reading)
         written = dict(staged)
         removed: dict[str, _Removal | None] = {}

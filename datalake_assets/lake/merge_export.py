@@ -95,7 +95,9 @@ class MergeExport(OffsetsExport):
                     reports[key] = reports[key].and_then(report) if key in reports else report
         hint = {partition: offset + 1 for partition, offset in fence.seen.items()}
         known = landing.source_id
-        self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected, source_id=known))
+        self.folder.state.change(
+            lambda now: self.there(now).with_hint(hint, epoch=fence.epoch, rejected=rejected, source_id=known)
+        )
         return self.result(landing, reports, self.columns)
 
     def given_up(self) -> WriteReport:

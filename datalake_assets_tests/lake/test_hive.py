@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.core.batches import InMemoryBatches, RejectedRow, SourceBatch
+from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.errors import CommitConflict, ConfigError, IncompleteResponse, SchemaChanged, SourceShrank
 from datalake_assets.lake.hive import HiveTable
@@ -220,6 +220,48 @@ def test_an_older_pull_never_replaces_a_newer_one(store):
     report = export(table, Overtaken((SourceBatch(rows(range(5))),), "rowtime"), ["2025-01-01"])
     assert ids(table) == list(range(9))
     assert "a newer pull was committed" in report.notes[0]
+
+
+class Removed(InMemoryBatches):
+    """While it is read, the feed is archived and removed."""
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        yield from self.batches
+        HiveTable(self.store, stream_feed()).purge()
+
+
+@pytest.mark.parametrize("when", ["while it is read", "before it begins", "between its parts"])
+def test_an_export_of_a_feed_that_is_removed_leaves_nothing_that_its_name_would_take_for_landed(store, when):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(5))))
+    plan = table.plan()
+    batches = stream_of(numbered(range(5, 8)), request=ReadRequest() if when == "between its parts" else plan.request)
+    if when == "while it is read":
+        batches = Removed(batches.batches, "rowtime", plan.request)
+        batches.store = store
+    else:
+        table.purge()
+    if when == "before it begins":
+        table = HiveTable(store, stream_feed())
+    with pytest.raises(ConfigError, match="feed 's' was removed meanwhile"):
+        table.write(batches, partitions=plan.partitions, run_id="run")
+
+    again = HiveTable(store, stream_feed())
+    assert again.plan().request.start_offsets == {}
+    export(again, stream_of(numbered(range(10))))
+    assert ids(again) == list(range(10))
+
+
+def test_a_partition_of_a_feed_that_is_removed_while_it_commits_is_not_made_anew(store):
+    table, days = HiveTable(store, stream_feed()), [5, 30]
+    export(table, stream_of(numbered(days)))
+    more = stream_of(numbered([each + 1 for each in days]), request=table.plan().request)
+    removed = pytest.raises(ConfigError, match="feed 's' was removed meanwhile")
+    with between_commits(lambda: HiveTable(store, stream_feed()).purge()), removed:
+        export(table, more)
+    again = HiveTable(store, stream_feed())
+    export(again, stream_of(numbered(range(48))))
+    assert ids(again) == list(range(48))
 
 
 def test_a_clock_that_was_put_back_drops_no_later_pull_and_no_later_version(store, monkeypatch):
