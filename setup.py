@@ -45,6 +45,8 @@ CODECS = {
         "ZSTD_compressCCtx ZSTD_decompressDCtx ZSTD_findFrameCompressedSize ZSTD_getFrameContentSize",
         ["zstd"],
     ),
+    # not promised to other releases of the library: the kernel uses it with the one that it was built for alone
+    "ZSTD_SEQUENCES": ("zstd.h", "ZSTD_compressSequences", ["zstd"]),
     "ZLIB": ("zlib.h", "inflateInit2_ inflate inflateReset inflateEnd crc32", ["z"]),
     "LZ4": ("lz4.h", "LZ4_decompress_safe", ["lz4"]),
     "BROTLI": ("brotli/decode.h", "BrotliDecoderDecompress", ["brotlidec", "brotlicommon"]),
@@ -126,7 +128,9 @@ class BuildLibraries(build_ext):
     def _codec(self, name: str) -> list[str] | None:
         header, functions, names = CODECS[name]
         uses = ", ".join(f"(void*){function}" for function in functions.split())
-        return self._libraries(f"#include <{header}>\nvoid* uses[] = {{{uses}}};", names)
+        return self._libraries(
+            f"#define ZSTD_STATIC_LINKING_ONLY\n#include <{header}>\nvoid* uses[] = {{{uses}}};", names
+        )
 
     def _libraries(self, use: str, names: Sequence[str]) -> list[str] | None:
         """How to link the libraries: static if they can be, shared otherwise; None if they cannot."""

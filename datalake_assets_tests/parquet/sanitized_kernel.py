@@ -15,7 +15,7 @@ from datalake_assets.sources.files import csv_scan
 __all__ = ["BUILD", "build", "build_comparer", "build_scanner", "environment"]
 
 BUILD = Path(__file__).parents[2] / "build" / "native-fuzz"
-CODECS = ("SNAPPY", "ZSTD", "ZLIB", "LZ4", "BROTLI")
+CODECS = ("SNAPPY", "ZSTD", "ZSTD_SEQUENCES", "ZLIB", "LZ4", "BROTLI")
 COMPILE = (
     *(
         "-std=c++17",

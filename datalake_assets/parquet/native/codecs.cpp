@@ -6,6 +6,7 @@
 #ifndef PM_WITH_SNAPPY
 #define PM_WITH_SNAPPY __has_include(<snappy-c.h>)
 #define PM_WITH_ZSTD __has_include(<zstd.h>)
+#define PM_WITH_ZSTD_SEQUENCES __has_include(<zstd.h>)
 #define PM_WITH_ZLIB __has_include(<zlib.h>)
 #define PM_WITH_LZ4 __has_include(<lz4.h>)
 #define PM_WITH_BROTLI __has_include(<brotli/decode.h>)
@@ -15,7 +16,14 @@
 #include <snappy-c.h>
 #endif
 #if PM_WITH_ZSTD
+#define ZSTD_STATIC_LINKING_ONLY  // for ZSTD_compressSequences
 #include <zstd.h>
+#endif
+// Of releases before, some encode no distance as "as before".
+#if PM_WITH_ZSTD && PM_WITH_ZSTD_SEQUENCES && ZSTD_VERSION_NUMBER >= 10504 && defined(ZSTD_c_searchForExternalRepcodes)
+#define PM_ENCODES_REPEATS 1
+#else
+#define PM_ENCODES_REPEATS 0
 #endif
 #if PM_WITH_ZLIB
 #include <zlib.h>
@@ -199,6 +207,43 @@ void Codecs::compress(int codec, [[maybe_unused]] int level, const u8* from, siz
     default:
       refuse(PM_UNSUPPORTED, "outputs are not compressed with that codec");
   }
+}
+
+bool Codecs::compress_repeats([[maybe_unused]] int level, [[maybe_unused]] View from,
+                              [[maybe_unused]] const Numbers<Repeat>& repeats, [[maybe_unused]] Bytes& to) {
+#if PM_ENCODES_REPEATS
+  // no release promises this function to the next one: not that which it was built for, the program does without
+  if (ZSTD_versionNumber() != ZSTD_VERSION_NUMBER) return false;
+  static_assert(sizeof(Repeat) == sizeof(ZSTD_Sequence) &&
+                offsetof(Repeat, distance) == offsetof(ZSTD_Sequence, offset) &&
+                offsetof(Repeat, literals) == offsetof(ZSTD_Sequence, litLength) &&
+                offsetof(Repeat, length) == offsetof(ZSTD_Sequence, matchLength));
+  if (!compressor_ && !(compressor_ = ZSTD_createCCtx())) throw std::bad_alloc();
+  ZSTD_CCtx* context = static_cast<ZSTD_CCtx*>(compressor_);
+  const std::pair<ZSTD_cParameter, int> parameters[] = {
+      {ZSTD_c_compressionLevel, level},
+      {ZSTD_c_minMatch, 3},  // room for as many as there may be
+      {ZSTD_c_blockDelimiters, ZSTD_sf_explicitBlockDelimiters},
+      {ZSTD_c_validateSequences, 1},
+      {ZSTD_c_searchForExternalRepcodes, ZSTD_ps_enable},
+      {ZSTD_c_stableInBuffer, 1},  // it takes no memory for copies
+      {ZSTD_c_stableOutBuffer, 1},
+  };
+  ZSTD_CCtx_reset(context, ZSTD_reset_session_and_parameters);
+  for (const auto& [parameter, value] : parameters) {
+    if (ZSTD_isError(ZSTD_CCtx_setParameter(context, parameter, value))) return false;
+  }
+  size_t room = ZSTD_compressBound(from.size);
+  to.reserve(to.size + room);
+  const ZSTD_Sequence* sequences = reinterpret_cast<const ZSTD_Sequence*>(repeats.data());
+  size_t length =
+      ZSTD_compressSequences(context, to.data + to.size, room, sequences, repeats.size(), from.data, from.size);
+  if (ZSTD_isError(length)) return false;
+  to.size += length;
+  return true;
+#else
+  return false;
+#endif
 }
 
 bool joinable(int codec, View compressed, size_t plain, View& elements) {

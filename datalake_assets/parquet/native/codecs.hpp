@@ -1,7 +1,7 @@
 // Compression. Each library may be absent: files of its codec are refused then, but for pages that are only copied.
 #pragma once
 
-#include "format.hpp"
+#include "repeats.hpp"
 
 namespace pagemerge {
 
@@ -22,6 +22,8 @@ class Codecs {
   void decompress(int codec, const u8* from, size_t size, u8* to, size_t plain);
   // Compresses behind what is there.
   void compress(int codec, int level, const u8* from, size_t size, Bytes& to);
+  // The same by Zstandard, where what repeats is known; false if it cannot be done.
+  bool compress_repeats(int level, View from, const Numbers<Repeat>& repeats, Bytes& to);
 
  private:
   void* decompressor_ = nullptr;

@@ -37,6 +37,7 @@ struct DataPage {
 struct Scratch {
   Bytes page, levels, dictionary, kept, check, used, out_page, packed;
   Numbers<u32> indices, ends, map;
+  Numbers<Repeat> repeats;
   DecodeScratch decode;
   Codecs codecs;
 };

@@ -16,6 +16,9 @@ void came_out(bool right) {
 
 namespace {
 
+// Bytes of a column's first page that are compressed both ways; of fewer than a quarter nothing is tried.
+constexpr size_t SAMPLE_BYTES = 2 * SMALL_PAGE_BYTES;
+
 // Bounds of the values that a page's indices mean: of the entries that it uses, each once, as PLAIN has them.
 MinMax used_range(const Leaf& leaf, const UnionDictionary& dictionary, const u32* indices, size_t count, Bytes& used,
                   Bytes& entries) {
@@ -111,10 +114,36 @@ void put_booleans(const u8* values, size_t count, Bytes& page) {
 
 // ---- what is encoded
 
-void ChunkWriter::put_page(int type, size_t values, int encoding, const Bytes& page) {
-  Bytes& packed = scratch_.packed;
-  packed.clear();
-  scratch_.codecs.compress(settings_.codec, settings_.level, page.data, page.size, packed);
+void ChunkWriter::pack(View page) {
+  scratch_.packed.clear();
+  scratch_.codecs.compress(settings_.codec, settings_.level, page.data, page.size, scratch_.packed);
+}
+
+bool ChunkWriter::pack_repeats(View page, size_t values_at) {
+  scratch_.packed.clear();
+  return find_repeats(page, values_at, leaf_.width(), scratch_.repeats) &&
+         scratch_.codecs.compress_repeats(settings_.level, page, scratch_.repeats, scratch_.packed);
+}
+
+// By the first values of a chunk, of which there have to be some.
+bool ChunkWriter::repeats_are_smaller(View page, size_t values_at) {
+  const View sample{page.data, end_of_values(page, values_at, leaf_.width(), SAMPLE_BYTES)};
+  if (sample.size < values_at + SAMPLE_BYTES / 4) return false;
+  if (!was_tried_) {
+    was_tried_ = true;
+    takes_repeats_ = pack_repeats(sample, values_at);
+    const size_t size = scratch_.packed.size;
+    if (takes_repeats_) pack(sample);
+    takes_repeats_ &= size <= scratch_.packed.size;
+  }
+  return takes_repeats_;
+}
+
+// `values_at`: where values in PLAIN begin in it, which are no truths.
+void ChunkWriter::put_page(int type, size_t values, int encoding, View page, size_t values_at) {
+  const Bytes& packed = scratch_.packed;
+  const bool may_repeat = values_at != NO_VALUES && settings_.codec == ZSTD;
+  if (!may_repeat || !repeats_are_smaller(page, values_at) || !pack_repeats(page, values_at)) pack(page);
   ThriftWriter header;
   header.open();
   header.int32(1, type);
@@ -161,7 +190,7 @@ void ChunkWriter::encode(Column& column) {
     info_.dictionary_offset = static_cast<i64>(out_.size);
     page.clear();
     page.put(dictionary.plain.data, dictionary.plain.size);
-    put_page(DICTIONARY_PAGE, dictionary.count(), PLAIN, page);
+    put_page(DICTIONARY_PAGE, dictionary.count(), PLAIN, {page.data, page.size});
   }
   begin_data();
   size_t level = 0, value = 0;
@@ -171,6 +200,7 @@ void ChunkWriter::encode(Column& column) {
     page.clear();
     if (leaf_.max_repetition) put_levels(column.repetition.data + level, extent.levels, leaf_.max_repetition, page);
     if (leaf_.max_definition) put_levels(column.definition.data + level, extent.levels, leaf_.max_definition, page);
+    size_t values_at = column.has_dictionary || leaf_.type == BOOLEAN ? NO_VALUES : page.size;
     PageInfo info;
     info.offset = static_cast<i64>(out_.size);
     info.row = info_.rows;
@@ -192,7 +222,8 @@ void ChunkWriter::encode(Column& column) {
       }
       if (extent.values) info.range = min_max(leaf_, plain, extent.values);
     }
-    put_page(DATA_PAGE, extent.levels, column.has_dictionary ? RLE_DICTIONARY : PLAIN, page);
+    const int encoding = column.has_dictionary ? RLE_DICTIONARY : PLAIN;
+    put_page(DATA_PAGE, extent.levels, encoding, {page.data, page.size}, values_at);
     note_page(std::move(info));
     info_.encoded_pages++;
     info_.rows += static_cast<i64>(extent.rows);

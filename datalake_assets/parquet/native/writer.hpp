@@ -70,6 +70,7 @@ class ChunkWriter {
   Skimmed& skimmed_;
   ChunkInfo info_;
   Joined joined_;
+  bool was_tried_ = false, takes_repeats_ = false;  // whether a sample was compressed both ways, and which is smaller
 
   bool find(View file, const Chunk& chunk, std::vector<Found>& found);
   bool find_plain(const PageHeader& header, View body, const Chunk& chunk, std::vector<Found>& found);
@@ -77,7 +78,12 @@ class ChunkWriter {
   void put_found(const Found& found, const MinMax& range);
   void put_joined();
   void put_as_is(const Found& found, const MinMax& range);
-  void put_page(int type, size_t values, int encoding, const Bytes& page);
+  static constexpr size_t NO_VALUES = SIZE_MAX;  // in PLAIN
+
+  void put_page(int type, size_t values, int encoding, View page, size_t values_at = NO_VALUES);
+  void pack(View page);
+  bool pack_repeats(View page, size_t values_at);
+  bool repeats_are_smaller(View page, size_t values_at);
   void note_page(PageInfo page);
   void begin_data();
   void verify(const Column& column, size_t from);
