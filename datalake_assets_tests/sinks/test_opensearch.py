@@ -225,6 +225,17 @@ def test_a_sink_that_gets_another_prefix_gets_all_rows_there(numbered, osmem):
     assert sent(lake, moved, osmem.url).sent == 0
 
 
+def test_a_sink_that_gets_other_indices_has_all_rows_there_and_each_once(numbered, osmem):
+    lake, feed = numbered
+    assert sent(lake, feed, osmem.url).sent == 100
+    one = feed.model_copy(update={"sinks": (feed.sinks[0].model_copy(update={"by": "feed"}),)})
+    report = sent(lake, one, osmem.url)
+    assert (report.sent, report.removed) == (100, 100)
+    assert found(osmem, one) == list(range(100))
+    base = f"{one.sinks[0].prefix}{one.name}"
+    assert {each["_index"] for each in osmem.documents(base)} == {f"{base}-all"}
+
+
 def test_refused_documents_are_dead_letters_that_can_be_sent_again(numbered, osmem):
     lake, feed = numbered
     changed(lake, "land", [[100, None, 0, 100], [101, 1.0, 0, 101]])

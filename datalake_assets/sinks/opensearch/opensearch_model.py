@@ -56,8 +56,8 @@ class OpenSearchSink(SinkModel):
 
     @property
     def place(self) -> str:
-        """What names of its indices begin with."""
-        return self.prefix
+        """Which indices it has, and what their names begin with."""
+        return f"{self.by} {self.prefix}"
 
     @property
     def takes_rows(self) -> bool:
