@@ -27,7 +27,7 @@ from datalake_assets.errors import (
     PreconditionFailed,
 )
 from datalake_assets.feed import Feed, parse_feed
-from datalake_assets.feed_sources import SystemSource
+from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
 from datalake_assets.lake.feed_documents import (
     ARCHIVED,
     FEEDS_PREFIX,
@@ -123,10 +123,8 @@ class FeedRegistry:
             raise InvalidFeed(
                 feed.name, f"what it is kept as is changed by 'datalake feeds convert {feed.name} --to …' alone"
             )
-        if feed.is_iceberg and _parting(feed) != _parting(current.feed):
-            raise InvalidFeed(
-                feed.name, "time_column and parts of an Iceberg table are for life; archive the feed and add another"
-            )
+        if problem := _time_problem(feed, current.feed):
+            raise InvalidFeed(feed.name, problem)
         if _merged(feed) != _merged(current.feed):
             raise InvalidFeed(
                 feed.name, "write, key, order_by and envelope are for life; archive the feed and add another"
@@ -372,6 +370,24 @@ def _for_life(feed: Feed, document: dict[str, Any]) -> tuple[object, ...]:
 def _parting(feed: Feed) -> tuple[object, ...]:
     """What decides which files of an Iceberg table rows go to."""
     return (feed.row_time, feed.format.parts)
+
+
+def _time_problem(feed: Feed, was: Feed) -> str:
+    """Why a feed cannot have the time that it is to be partitioned by; empty if it can."""
+    if feed.is_iceberg and _parting(feed) != _parting(was):
+        return "time_column and parts of an Iceberg table are for life; archive the feed and add another"
+    if _is_pulled(feed) and _is_pulled(was) and feed.row_time != was.row_time:
+        return (
+            "time_column of a feed that is pulled by windows is for life: a row would lie in the partition of each of"
+            " its times; archive the feed and add another"
+        )
+    return ""
+
+
+def _is_pulled(feed: Feed) -> bool:
+    """Whether its partitions are pulled, and replaced, by a time; marts make all of theirs anew by themselves."""
+    is_stream = feed.kind is FeedKind.STREAM and feed.is_exported and not feed.is_mart
+    return is_stream and feed.position_kind is PositionKind.WINDOW
 
 
 def _merged(feed: Feed) -> tuple[object, ...]:

@@ -99,6 +99,18 @@ def test_add_stores_a_readable_first_revision(store, registry):
     assert "Käufe" in document
 
 
+def test_the_time_by_which_partitions_are_pulled_is_for_life(registry):
+    def feed(mode: str, time_column: str | None) -> Feed:
+        source = KsqlDBSource(object="ORDERS", mode=mode)
+        return Feed(name=f"orders_{mode}", kind="stream", source=source, time_column=time_column)
+
+    added = {mode: registry.add(feed(mode, None)) for mode in ("pull", "offsets")}
+    registry.update(feed("pull", "rowtime"), expected_revision=added["pull"].revision)  # as it was
+    with pytest.raises(InvalidFeed, match="time_column of a feed that is pulled by windows is for life"):
+        registry.update(feed("pull", "paid_at"), expected_revision=added["pull"].revision + 1)
+    registry.update(feed("offsets", "paid_at"), expected_revision=added["offsets"].revision)
+
+
 def test_a_document_that_was_copied_from_a_converted_feed_makes_a_feed_of_its_own(store, registry):
     former = {"type": "iceberg", "folder": "streams/orders.1"}
     added = registry.add(_feed(name="copied", format={"folder": "streams/orders.2", "former": former}))
