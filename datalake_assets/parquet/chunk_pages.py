@@ -67,6 +67,7 @@ CODECS = ("uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz4
 #: Codecs of which all libraries take the same bytes. Newer releases of zstd's refuse frames that older ones decode to
 #: something: Arrow brings one, and the native code another.
 SETTLED = frozenset({"uncompressed", "snappy"})
+SETTLED_NUMBERS = frozenset(map(CODECS.index, SETTLED))
 # Encoding
 BIT_PACKED, DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY = 4, 6, 7
 DICTIONARY_ENCODINGS = (PLAIN_DICTIONARY, RLE_DICTIONARY)
@@ -92,6 +93,8 @@ def decompresses(metadata: pq.FileMetaData, source: pa.NativeFile) -> bool:
         source: Its bytes.
     """
     try:
+        if _Codecs(source).are_settled(metadata.num_row_groups * metadata.num_columns):
+            return True
         for chunks in Chunks(metadata, source):
             for chunk in chunks:
                 chunk.decompress()
@@ -136,15 +139,23 @@ class _Codecs:
         Raises:
             MalformedThrift: There is none.
         """
+        number = self._known()[group][column]
+        if number not in range(len(CODECS)):
+            raise MalformedThrift(f"codec {number} is not known")
+        return CODECS[number]
+
+    def are_settled(self, chunks: int) -> bool:
+        """Whether all chunks, so many, have a codec of which all libraries take the same bytes."""
+        numbers = [number for group in self._known() for number in group]
+        return len(numbers) == chunks and SETTLED_NUMBERS.issuperset(numbers)
+
+    def _known(self) -> list[list[int]]:
         if self._numbers is None:
             size_bytes = self._source.size()
             end = self._source.read_at(TAIL_BYTES, size_bytes - TAIL_BYTES)
             length = int.from_bytes(end[: -len(MAGIC)], "little")
             self._numbers = list(_codec_numbers(self._source.read_at(length, size_bytes - TAIL_BYTES - length)))
-        number = self._numbers[group][column]
-        if number not in range(len(CODECS)):
-            raise MalformedThrift(f"codec {number} is not known")
-        return CODECS[number]
+        return self._numbers
 
 
 def _codec_numbers(footer: bytes) -> Iterator[list[int]]:

@@ -365,6 +365,8 @@ class ConcatWriter:
         self._saw_all, moves = False, _Moves()
         for start, end in ranges:
             moves.add(start, end, to=self._size_bytes)
+            if isinstance(self._sink, FileCopier):
+                self._sink.expect(end - start)
             if descriptor is not None and isinstance(self._sink, FileCopier):
                 with self._or_abandoned():
                     if (copied := self._sink.copy_from(descriptor, start, end)) != end - start:

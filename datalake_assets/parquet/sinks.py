@@ -108,6 +108,9 @@ class RangeCopier(Protocol):
 class FileCopier(Protocol):
     """A sink that can take bytes of another open file by itself."""
 
+    def expect(self, size_bytes: int) -> None:
+        """Finds room for so many bytes, which are about to be written; where it cannot, writing them will tell."""
+
     def copy_from(self, descriptor: int, start: int, end: int) -> int:
         """Appends those bytes of the file, as far as there are any.
 

@@ -208,6 +208,7 @@ def test_sink_of_a_local_lake_takes_bytes_of_a_file_by_itself(local_store, tmp_p
     with source.open("rb") as opened, local_store.stage("data/a.parquet") as sink:
         assert isinstance(sink, FileCopier)
         sink.write(b"PAR1")
+        sink.expect(1 << 20)
         assert sink.copy_from(opened.fileno(), 5, len(body) - 7) == len(body) - 12
         assert sink.copy_from(opened.fileno(), len(body) - 3, len(body) + 5) == 3, "as far as there are any"
         assert opened.tell() == 0

@@ -452,9 +452,11 @@ class _LocalWriter(StagedSink):
             while data:
                 data = data[self._file.write(data) :]
 
+    def expect(self, size_bytes: int) -> None:
+        """Implements `FileCopier`, as the next."""
+        reserve(self._file.fileno(), self._size_bytes, size_bytes)
+
     def copy_from(self, descriptor: int, start: int, end: int) -> int:
-        """Implements `FileCopier`."""
-        reserve(self._file.fileno(), self._size_bytes, end - start)
         return sum(map(self.write, blocks_of(descriptor, start, end)))
 
     def _seal(self) -> StagedFile:
