@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import compaction_large, compaction_s3
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks compaction", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts (default: all but large)")
+    parser.add_argument("--files", type=int, help="input files of the parts that run here (default: their own number)")
     parser.add_argument("--large", action="store_true", help="10 GB too: needs 22 GB of disk and half an hour")
     parser.add_argument("--sizes", nargs="+", choices=compaction_large.SIZES, help="files of the large part")
     parser.add_argument("--gigabytes", type=float, default=10, help="input of the large part (default: %(default)s)")
@@ -48,8 +50,9 @@ def main(arguments: Sequence[str]) -> None:
     judged: list[Target] = []
     for name in parts:
         if name in WORKLOADS:
-            who = contenders(WORKLOADS[name], python=chosen.peers_python)
-            judged += rewrites(WORKLOADS[name], _picked(who, chosen.contenders), rounds=chosen.rounds)
+            workload = replace(WORKLOADS[name], files=chosen.files or WORKLOADS[name].files)
+            who = contenders(workload, python=chosen.peers_python)
+            judged += rewrites(workload, _picked(who, chosen.contenders), rounds=chosen.rounds)
     if "s3" in parts:
         judged += compaction_s3.run(
             chosen.latency_ms, rounds=chosen.rounds, peers_python=chosen.peers_python, queries=not chosen.no_queries
