@@ -33,7 +33,7 @@ LEFT_OUT_BYTES = 1 << 20
 class FoundChunk(NamedTuple):
     """A column chunk as Arrow finds it: what readers go by, offsets counted from its start, and where it lies."""
 
-    facts: str
+    facts: tuple[object, ...]
     start: int
     end: int
 
@@ -98,7 +98,7 @@ class Evidence:
                 continue
             whole = xxhash.xxh3_128()
             for chunk in chunks:
-                whole.update(chunk.facts.encode(errors="surrogateescape"))
+                whole.update(repr(chunk.facts).encode(errors="surrogateescape"))
                 whole.update(self._digests[place].digest())
                 place += 1
             found.append(whole.digest())
@@ -110,18 +110,16 @@ def _found(chunk: Any) -> FoundChunk:
     start, size_bytes = data_offset, chunk.total_compressed_size
     if dictionary is not None and 0 < dictionary < start:
         start = dictionary
-    facts = repr(
-        (
-            chunk.path_in_schema,
-            chunk.physical_type,
-            chunk.num_values,
-            chunk.compression,
-            chunk.encodings,
-            size_bytes,
-            chunk.total_uncompressed_size,
-            data_offset - start,
-            dictionary - start if dictionary else None,
-        )
+    facts = (
+        chunk.path_in_schema,
+        chunk.physical_type,
+        chunk.num_values,
+        chunk.compression,
+        chunk.encodings,
+        size_bytes,
+        chunk.total_uncompressed_size,
+        data_offset - start,
+        dictionary - start if dictionary else None,
     )
     return FoundChunk(facts, start, start + size_bytes)
 
