@@ -73,6 +73,8 @@ class FeedState(Value, frozen=True):
         conversion: One that is under way: nothing may be written.
         source_id: ``offsets``: names what numbers the rows of this epoch (`SourceBatch.source_id`); empty if unknown.
         write_id: Fresh for every write.
+        born: The first write's, for life: a feed that was removed and added again has another. Empty of what earlier
+            releases wrote.
     """
 
     position_kind: str | None = None
@@ -89,6 +91,7 @@ class FeedState(Value, frozen=True):
     conversion: Conversion | None = None
     source_id: str = ""
     write_id: str = ""
+    born: str = ""
 
     def check_written(self, form: str, *, feed: str) -> None:
         """Refuses writers while a feed is converted, and those that know what it was before.
@@ -208,6 +211,7 @@ class FeedState(Value, frozen=True):
             form=self.form,
             conversion=self.conversion,
             source_id=self.source_id,
+            born=self.born,
         )
         plain = msgspec.to_builtins(document, builtin_types=(datetime,))
         return json.dumps(plain, indent=1, default=datetime.isoformat).encode()
@@ -240,13 +244,14 @@ class FeedState(Value, frozen=True):
                 conversion=document.conversion,
                 source_id=document.source_id,
                 write_id=document.write_id,
+                born=document.born,
             )
         except (ValueError, TypeError) as error:
             raise CorruptLake(where, f"not a feed's state: {error}") from error
 
 
 class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A feed's state in JSON, in this order; the last five are only there if there are some."""
+    """A feed's state in JSON, in this order; the last six are only there if there are some."""
 
     format: int
     write_id: str
@@ -265,6 +270,7 @@ class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
     form: str = ""
     conversion: Conversion | None = None
     source_id: str = ""
+    born: str = ""
 
 
 def _in_order(each: tuple[SourcePartition, Any]) -> tuple[bool, SourcePartition]:

@@ -63,7 +63,7 @@ class HiveTable:
     def __init__(self, store: Store, feed: Feed) -> None:
         self._folder: FeedFolder = FeedFolder(store, feed)
         self._written: dict[str, Manifest] = {}
-        self._was_there = False
+        self._known: str | None = None  # which feed of this name it was that this has written to
 
     @property
     def feed(self) -> Feed:
@@ -132,13 +132,14 @@ class HiveTable:
             export = self._export(
                 self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=tell
             )
-            if self._was_there and not export.state.write_id:
+            known, now = self._known, export.state
+            if known is not None and (not now.write_id or now.born != known):
                 raise removed_meanwhile(self.feed)
             return export
 
         def land(tell: Callable[[Progress], None] | None) -> WriteReport:
             export, report = begun_again(lambda: begin(tell), attempts=ATTEMPTS)
-            self._was_there = bool(export.state.write_id)
+            self._known = export.state.born if export.state.write_id else None
             self._written |= {each.key: export.settled(each.key) for each in report.partitions}
             return report
 

@@ -92,7 +92,11 @@ class StateLog:
         def changed(body: bytes | None) -> bytes | None:
             state = self._checked(self._state(body))
             now = rule(state)
-            return None if now == state else replace(now, write_id=self._new_id()).to_bytes()
+            if now == state:
+                return None
+            write_id = self._new_id()
+            born = state.born if state.write_id else write_id  # of an earlier release's, nobody knows
+            return replace(now, write_id=write_id, born=born).to_bytes()
 
         return self._state(change_object(self._store, self._key, changed))
 
