@@ -14,8 +14,10 @@ from datalake_assets_tests.browser.servers import ROOT, DemoUI, running_ui
 
 # set by ``.ci/run``; most CI systems set CI
 _NEEDED = ("CI", "TESTS_NEED_BROWSER")
+#: The variable that says where the pictures go.
+_FOLDER = "DATALAKE_SCREENSHOTS"
 #: Where the pictures go.
-PICTURES = Path(os.environ.get("DATALAKE_SCREENSHOTS") or ROOT / "build" / "screenshots")
+PICTURES = Path(os.environ.get(_FOLDER) or ROOT / "build" / "screenshots")
 WIDTH, HEIGHT = 1400, 1000
 _HIGHEST = 4000
 _PATIENCE_MS = 60_000
@@ -60,7 +62,7 @@ _VISIT = """path => {
   dispatchEvent(new PopStateEvent('popstate', {state: {}}));
 }"""
 
-Picture = Callable[[str], Path]
+Picture = Callable[[str], None]
 
 
 @pytest.fixture(scope="package")
@@ -121,10 +123,16 @@ def page(tab: Page, ui: DemoUI) -> Iterator[Page]:
 
 
 @pytest.fixture
-def picture(page: Page) -> Picture:
-    """Takes a picture of the whole page, once it has stopped moving."""
+def picture(page: Page, pytestconfig: pytest.Config) -> Picture:
+    """Takes a picture of the whole page, once it has stopped moving, where somebody will look at it.
 
-    def take(name: str) -> Path:
+    No test looks at one, and all of them take a sixth of this folder's CPU: what is tested is in the page.
+    """
+    is_looked_at = bool(os.environ.get(_FOLDER)) or "browser" in pytestconfig.option.markexpr
+
+    def take(name: str) -> None:
+        if not is_looked_at:
+            return
         PICTURES.mkdir(parents=True, exist_ok=True)
         path = PICTURES / f"{name}.png"
         height = page.viewport_size["height"] if page.viewport_size else HEIGHT
@@ -133,7 +141,6 @@ def picture(page: Page) -> Picture:
         page.set_viewport_size({"width": WIDTH, "height": min(height + hidden_px, _HIGHEST)})
         path.write_bytes(_at_rest(page))
         page.set_viewport_size({"width": WIDTH, "height": height})
-        return path
 
     return take
 

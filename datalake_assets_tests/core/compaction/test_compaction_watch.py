@@ -280,10 +280,13 @@ WATCHES = st.builds(
     FeedWatch,
     st.integers(0),
     st.integers(0),
-    st.dictionaries(st.text(max_size=3), st.integers(0, 10**10).map(float)),
-    st.dictionaries(st.text(max_size=3), PASTS),
+    st.dictionaries(st.text(max_size=3), st.integers(0, 10**10).map(float), max_size=3),
+    st.dictionaries(st.text(max_size=3), PASTS, max_size=3),
     st.lists(
-        st.builds(Requested, st.text(), st.dictionaries(st.text(max_size=3), st.text(max_size=3)), st.integers(0))
+        st.builds(
+            Requested, st.text(), st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3), st.integers(0)
+        ),
+        max_size=3,
     ).map(tuple),
     st.integers(0, 10**10).map(float),
     st.integers(0, 10**10).map(float),
@@ -291,7 +294,7 @@ WATCHES = st.builds(
 
 
 @settings(max_examples=50)
-@given(st.builds(WatchState, st.dictionaries(st.text(), WATCHES), st.integers(0)))
+@given(st.builds(WatchState, st.dictionaries(st.text(), WATCHES, max_size=3), st.integers(0)))
 def test_state_survives_being_written(state):
     assert state_from_json(state_to_json(state)) == state
 
