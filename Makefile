@@ -12,8 +12,8 @@ NPM := datalake_assets_tests/npm
 
 # the web UI of `make dev`: another port with `make dev PORT=3333`
 PORT ?= 3000
-# processes of pytest: two more than two cores, since tests wait for servers, daemons and what they have killed
-WORKERS ?= 4
+# processes of pytest: three more than two cores, since tests wait for servers, daemons and what they have killed
+WORKERS ?= 5
 # MB that the files of tests may take: 3,000 do
 ROOM_MB ?= 5000
 # what `make bench` measures, each with ARGS

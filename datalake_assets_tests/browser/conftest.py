@@ -126,7 +126,7 @@ def page(tab: Page, ui: DemoUI) -> Iterator[Page]:
 def picture(page: Page, pytestconfig: pytest.Config) -> Picture:
     """Takes a picture of the whole page, once it has stopped moving, where somebody will look at it.
 
-    No test looks at one, and all of them take a sixth of this folder's CPU: what is tested is in the page.
+    No test looks at one, and all of them take an eighth of this folder's CPU: what is tested is in the page.
     """
     is_looked_at = bool(os.environ.get(_FOLDER)) or "browser" in pytestconfig.option.markexpr
 
