@@ -1,9 +1,10 @@
 """Scans records of CSV in C++: where they end, whether the values of each column are what it was so far, and these.
 
 Why it exists: types are inferred over the whole of a file, and to see of each value that it fits takes Arrow a second
-parse of all of it. Who has looked at a value has almost parsed it, too. The library (`csvscan.h` says what it decides)
-is optional as the kernel that merges pages is: it is built on install where a compiler is, and everything works without
-it, more slowly. ``DATALAKE_NATIVE=0`` switches both off.
+parse of all of it. Who has looked at a value has almost parsed it, too. Rows of ksqlDB, which a few bytes make CSV
+(`datalake_assets.sources.ksqldb.decode.flat`), it reads in half of Arrow's time. The library (`csvscan.h` says what it
+decides) is optional as the kernel that merges pages is: it is built on install where a compiler is, and everything
+works without it, more slowly. ``DATALAKE_NATIVE=0`` switches both off.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from datalake_assets.native_library import library_of, loaded_or_why_not, setting
@@ -87,6 +89,7 @@ _TARGETS: Mapping[pa.DataType, tuple[_Target, int]] = {
     pa.timestamp("ns", "UTC"): (_Target.NANOS, 64),
 }
 _DECIMAL_BITS, _OFFSET_BYTES = 128, 4
+_FILLED = 1 << 32
 #: `CS_SLACK` of the header.
 _SLACK = 16
 
@@ -264,7 +267,16 @@ class Scanner:
         self._columns.argtypes = (data, count, form, fields, columns, count, count, count)
         self._columns.restype = ctypes.c_int32
 
-    def scan(self, data: bytes, looks: Sequence[Look], form: CsvForm, *, lines: int) -> list[Scanned] | None:
+    def scan(
+        self,
+        data: bytes,
+        looks: Sequence[Look],
+        form: CsvForm,
+        *,
+        lines: int,
+        blanks: bool = True,
+        scratch: npt.NDArray[np.uint64] | None = None,
+    ) -> list[Scanned] | None:
         """What the columns have; None if some value may be another, or a record has not these fields.
 
         Args:
@@ -272,14 +284,18 @@ class Scanner:
             looks: Of each column in the file's order, what is to be looked for.
             form: How they are written.
             lines: Ends of lines in the data.
+            blanks: Whether a field without a byte is null; if not, nothing is said of data with one that is wanted.
+            scratch: Memory to use, if it is large enough: an element for each field, and for a record more.
         """
         # a record takes a line, and each of its fields a byte that ends it, but for the last of all
         room = min(lines, (len(data) + 1) // max(len(looks), 1)) + 1
-        fields = np.empty(room * len(looks), np.uint64)
+        fields = scratch
+        if fields is None or len(fields) < room * len(looks):
+            fields = np.empty(room * len(looks), np.uint64)
         columns = (_CColumn * len(looks))(*(_column(each) for each in looks))
         at, form_at, count = fields.ctypes.data, ctypes.byref(form), len(looks)
         records = self._index(data, len(data), form_at, at, columns, count, room)
-        if records < 0:
+        if records < 0 or not (blanks or _are_filled(fields, looks, room, records)):
             return None
         made = [_Made(column, look, records) for column, look in zip(columns, looks, strict=True)]
         found = self._columns(data, len(data), form_at, at, columns, count, room, records)
@@ -315,6 +331,13 @@ class Scanner:
         cut, first = _CCut(), ctypes.c_char.from_buffer(room)
         self._cut(ctypes.byref(first), size, ctypes.byref(form), is_end, ctypes.byref(cut))
         return (cut.cut, cut.lines) if cut.is_plain else None
+
+
+def _are_filled(fields: npt.NDArray[np.uint64], looks: Sequence[Look], room: int, records: int) -> bool:
+    """Whether each field of the columns that are wanted has a byte, if only a quote."""
+    wanted = (at * room for at, look in enumerate(looks) if look.type is not None)
+    # the size and the flags are the upper half
+    return all(int(fields[start : start + records].min(initial=_FILLED)) >= _FILLED for start in wanted)
 
 
 def open_scanner(path: Path) -> Scanner:

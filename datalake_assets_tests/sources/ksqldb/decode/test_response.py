@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
@@ -206,15 +208,16 @@ def test_feed_passes_on_what_the_schema_callback_raises():
     st.integers(0, 2**32),
     st.sampled_from([1, 64]),
     st.sampled_from([1, 300, 10_000, 1 << 23]),
+    st.sampled_from(["1", "0"]),
 )
-def test_parser_agrees_with_the_exact_reader_however_the_bytes_are_cut(case, seed, fast, block_bytes):
+def test_parser_agrees_with_the_exact_reader_however_the_bytes_are_cut(case, seed, fast, block_bytes, native):
     types, wrapped, lines = case
     dice = random.Random(seed)
     noise = [b"", b'{"row":{"columns":[],"tombstone":true}},', b'{"sourceHost":"h"},'] if wrapped else [b""]
     sent = [line for line in lines for line in [*dice.choices(noise, k=dice.random() < 0.02), line]]
     body = header_of(types, wrapped=wrapped) + b"".join(line + b"\n" for line in sent)
     body += b'{"finalMessage":"Query Completed"}]' if wrapped else b""
-    with fast_from(fast):
+    with fast_from(fast), patch.dict(os.environ, {"DATALAKE_NATIVE": native}):
         rows, rejected, end = parse(*cut(body, dice), block_bytes=block_bytes)
     good, bad = expected(types, [line for line in lines if line.strip()], wrapped=wrapped)
     assert [(raw.strip(b" ,"), line) for raw, line in rejected] == [(raw.strip(b" ,"), line) for raw, line in bad]

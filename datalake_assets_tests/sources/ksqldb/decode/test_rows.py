@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from datalake_assets.sources.files.csv_scan import load_scanner
 from datalake_assets.sources.ksqldb.columns import arrow_schema
 from datalake_assets.sources.ksqldb.decode import rows as rows_module
 from datalake_assets.sources.ksqldb.decode.rows import RowDecoder
@@ -109,12 +110,20 @@ GOOD = [
 BAD = [
     ("BOOLEAN", '"true"'),
     ("BOOLEAN", "1"),
+    ("BOOLEAN", "True"),
+    ("BOOLEAN", ""),
+    ("BOOLEAN", '""'),
     ("INTEGER", "2147483648"),
     ("INTEGER", "1.0"),
     ("BIGINT", "9223372036854775808"),
     ("BIGINT", '"123"'),
     ("BIGINT", "1e3"),
     ("BIGINT", ""),
+    ("BIGINT", '""'),
+    ("STRING", ""),
+    ("DOUBLE", ""),
+    ("TIMESTAMP", '""'),
+    ("DECIMAL(4, 2)", ""),
     ("DOUBLE", '"1.5"'),
     ("DOUBLE", "1e400"),
     ("DOUBLE", "NaN"),
@@ -157,10 +166,16 @@ BAD = [
 ]
 
 
+#: How rows are read: from how many lines on by the fast path, and whether by the scanner.
+PATHS = pytest.mark.parametrize("path", [(1, "1"), (1, "0"), (10**9, "0")], ids=["scan", "arrow", "exact"])
+
+
 @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "array"])
-@pytest.mark.parametrize("fast", [1, 10**9], ids=["fast", "exact"])
-@pytest.mark.parametrize(("sql", "text", "value"), GOOD)
-def test_decode_reads_every_type(sql, text, value, fast, wrapped):
+@PATHS
+@pytest.mark.parametrize("case", GOOD)
+def test_decode_reads_every_type(monkeypatch, case, path, wrapped):
+    (sql, text, value), (fast, native) = case, path
+    monkeypatch.setenv("DATALAKE_NATIVE", native)
     decoder = decoder_for(f"`C` {sql}", wrapped=wrapped)
     with fast_from(fast):
         decoded = decoder.decode(block_of([framed(text, wrapped=wrapped)] * 3))
@@ -169,9 +184,11 @@ def test_decode_reads_every_type(sql, text, value, fast, wrapped):
     assert decoded.table.schema == decoder.schema
 
 
-@pytest.mark.parametrize("fast", [1, 10**9], ids=["fast", "exact"])
+@PATHS
 @pytest.mark.parametrize(("sql", "text"), BAD)
-def test_decode_rejects_what_is_not_of_the_type(sql, text, fast):
+def test_decode_rejects_what_is_not_of_the_type(monkeypatch, sql, text, path):
+    fast, native = path
+    monkeypatch.setenv("DATALAKE_NATIVE", native)
     decoder = decoder_for(f"`C` {sql}")
     lines = [b"[null]"] * 100
     lines[41] = framed(text, wrapped=False)
@@ -189,6 +206,26 @@ def test_decode_takes_the_fast_path_for_plain_rows(monkeypatch):
     monkeypatch.setattr(decoder, "_exact", lambda *_: pytest.fail("the exact path was taken"))
     lines = [framed(f'{n},"a\\"b\\u2603,{n}"', wrapped=False) for n in range(1000)]
     assert decoder.decode(block_of(lines)).table.num_rows == 1000
+
+
+@pytest.mark.skipif(load_scanner() is None, reason="no scanner of CSV")
+def test_decode_scans_rows_of_all_types_that_the_scanner_knows(monkeypatch):
+    types = {sql for sql, *_ in GOOD if "<" not in sql and sql not in {"TIME", "DECIMAL(50, 10)"}}
+    good = [(sql, text, value) for sql, text, value in GOOD if sql in types and "Infinity" not in text]
+    first = {sql: (text, value) for sql, text, value in reversed(good)}
+    decoder = decoder_for(", ".join(f"`C{index}` {sql}" for index, sql in enumerate(first)), wrapped=True)
+    monkeypatch.setattr(decoder._flat, "_parse", lambda *_: pytest.fail("Arrow's reader was asked"))
+    line = framed(",".join(text for text, _ in first.values()), wrapped=True)
+    (row, *_) = decoder.decode(block_of([line] * 100)).table.to_pylist()
+    assert repr(list(row.values())) == repr([value for _, value in first.values()])
+
+
+def test_decode_stops_to_scan_what_the_scanner_says_nothing_of():
+    decoder = decoder_for("`A` DOUBLE")
+    lines = [framed('"Infinity"', wrapped=False)] * 100
+    for _ in range(10):
+        assert decoder.decode(block_of(lines)).table.column(0).to_pylist() == [float("inf")] * 100
+    assert decoder._flat._scanned is None or not decoder._flat._scanned.is_worth_it
 
 
 @pytest.mark.parametrize("broken", [0, 1, 4999, 9999])
