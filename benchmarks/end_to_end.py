@@ -8,6 +8,7 @@ before, and not counted. Counted is all else that a first export costs: Dagster'
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import os
 import tempfile
 import time
@@ -30,12 +31,13 @@ from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: F
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.settings import Settings
+from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
 from datalake_assets.sources.ksqldb.source import KsqlDB  # noqa: F401  imported by the first export otherwise
 
 __all__ = ["main"]
 
-#: As issue #2 asks for.
-WANTED_S = 5.0
+#: As issues #2 and #15 ask for: with Dagster's history in SQLite, and in memory.
+WANTED_S, WANTED_IN_MEMORY_S = 5.0, 3.0
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,15 +53,27 @@ def main(arguments: Sequence[str]) -> None:
     one_pass(records, ephemeral=chosen.ephemeral)
     print("\nsecond pass, counted")
     results, used, rows = one_pass(records, ephemeral=chosen.ephemeral)
-    print(f"\n{used.wall_s:.2f} s, {used.cpu_s - used.startup_cpu_s:.2f} CPU-s, {used.peak_rss_mb:.0f} MiB\n")
+    print(f"\n{used.wall_s:.2f} s, {used.cpu_s - used.startup_cpu_s:.2f} CPU-s, {used.peak_rss_mb:.0f} MiB")
+    print(f"{_silence_s():g} s of them are the silence that ends push queries, which have no other end\n")
+    wanted_s = WANTED_IN_MEMORY_S if chosen.ephemeral else WANTED_S
     failed = [result for result in results if result.error]
     print_targets(
         [
-            Target("all feeds", f"less than {WANTED_S:g} s", f"{used.wall_s:.2f} s", used.wall_s < WANTED_S),
+            Target("all feeds", f"less than {wanted_s:g} s", f"{used.wall_s:.2f} s", used.wall_s < wanted_s),
             Target("rows in streams", f"{4 * records:,}", f"{rows['streams']:,}", rows["streams"] == 4 * records),
             Target("rows in tables", "some", f"{rows['tables']:,}", rows["tables"] > 0),
             Target("failed feeds", "none", str(len(failed)), not failed),
         ]
+    )
+
+
+def _silence_s() -> float:
+    """Seconds for which the exports of the demo's feeds wait for rows that do not come."""
+    sources = [(feed.source, feed.kind) for feed in demo_feeds(dt.date(2025, 1, 1)) if feed.is_exported]
+    return sum(
+        source.idle_s
+        for source, kind in sources
+        if isinstance(source, KsqlDBSource) and source.reading(kind) == KsqlDBMode.OFFSETS
     )
 
 
