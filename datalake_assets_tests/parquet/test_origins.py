@@ -21,6 +21,7 @@ from datalake_assets.parquet import concat, outputs
 from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.evidence import Evidence, Origin, ReadBack, is_copied_whole
 from datalake_assets.parquet.inputs import Input
+from datalake_assets.parquet.native import load_kernel
 from datalake_assets.parquet.rewrite import rewrite
 from datalake_assets.parquet.sinks import FileCopier, new_checksum
 from datalake_assets_tests.parquet.parquet_files import EXTRAS, footer, meta, parquet, reader, rows
@@ -46,6 +47,11 @@ class Lake:
     def __init__(self, store, *, in_memory):
         self.store, self.in_memory = store, in_memory
         self.opener = staging_opener(store, "data", prefix="compacted", at=store.now(), new_id=iter(NAMES).__next__)
+
+    @property
+    def compared_later(self):
+        """How many files are; without a kernel that walks their pages where they lie, those in memory."""
+        return 3 if self.in_memory or load_kernel() is not None else 0
 
     def inputs(self, bodies, *, known=BODIES):
         return [self._input(*each) for each in zip(NAMES, bodies, known, strict=True)]
@@ -85,7 +91,7 @@ def test_outputs_are_those_of_bytes_that_were_looked_at_on_the_way(lake, monkeyp
     result = run(lake, lake.inputs(BODIES))
     (stored,) = lake.stored(result)
     looked_at = run(lake, lake.inputs(BODIES), replace(lake.opener, is_read_back=False))
-    assert len(whole) == 3
+    assert len(whole) == lake.compared_later
     assert lake.stored(looked_at) == [stored]
     (_, file), (_, other) = *result.outputs, *looked_at.outputs
     assert msgspec.structs.replace(other, name=file.name) == file
@@ -131,6 +137,8 @@ def test_store_that_changes_bytes_stops_the_rewrite(lake, place):
 
 def test_what_was_stored_wrongly_once_is_written_again(lake, monkeypatch):
     whole = count(monkeypatch)
+    if not lake.compared_later:
+        pytest.skip("bytes are looked at on the way")
     result = run(lake, lake.inputs(BODIES), Damaging(lake, 5000, 1).opener)
     assert len(whole) == 3, "the second time, files are proven before they are copied"
     assert result.rewritten == NAMES
