@@ -184,7 +184,7 @@ def _end() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _frugal(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Spares what took a fifth of the suite's time, and changes nothing that a test in this process can see.
 
     No test cuts the power, so that what is handed to the disk need not arrive (`lake/store/test_local.py` records what
@@ -192,7 +192,8 @@ def _frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     them, and half as much for large uploads with some memory to spare. Clients of S3 read the system's 140 certificates
     each, in 4 ms, and no test asks a server that one of those vouches for.
     """
-    with pytest.MonkeyPatch.context() as patch, warm_processes.installed():
+    is_one_of_several = hasattr(pytestconfig, "workerinput")
+    with pytest.MonkeyPatch.context() as patch, warm_processes.installed(is_first_forked=is_one_of_several):
         patch.setattr(os, "fsync", os.fstat)
         patch.setenv("PYTHONPATH", str(_PROCESSES), prepend=os.pathsep)
         patch.setenv("GOMAXPROCS", "1")

@@ -118,12 +118,16 @@ IS_COLD = bool(os.environ.get(COLD)) or not sys.platform.startswith("linux")
 
 
 @contextmanager
-def installed() -> Iterator[None]:
-    """Has this process start those that it knows from waiting ones; from the second one on with an environment."""
+def installed(*, is_first_forked: bool = False) -> Iterator[None]:
+    """Has this process start those that it knows from waiting ones; from the second one on with an environment.
+
+    Args:
+        is_first_forked: Whether the very first one is, too: of many that will come, most have its environment.
+    """
     if IS_COLD:
         yield
         return
-    hooks = Hooks(begun_at=2)
+    hooks = Hooks(begun_at=2, is_first_forked=is_first_forked)
     hooks.install()
     try:
         yield
@@ -175,16 +179,19 @@ class Hooks:
         begun_at: For the how manieth process with such an environment a waiting one is started.
         waiting: One that waits already, and the environment that it has.
         knows: What a command line has Python run, if it is one that a waiting process runs.
+        is_first_forked: Whether the very first process starts a waiting one, whatever ``begun_at`` says.
     """
 
     def __init__(
         self,
         *,
         begun_at: int,
+        is_first_forked: bool = False,
         waiting: tuple[Waiting, Mapping[str, str]] | None = None,
         knows: Callable[[Sequence[str]], dict[str, Any] | None] | None = None,
     ) -> None:
-        self._begun_at, self._pid, self._knows = begun_at, os.getpid(), knows or _what_runs
+        self._begun_at, self._is_first_forked = begun_at, is_first_forked
+        self._pid, self._knows = os.getpid(), knows or _what_runs
         self._waiting = {} if waiting is None else {_looked_at(waiting[1]): waiting[0]}
         self._wanted, self._starting = Counter[frozenset[tuple[str, str]]](), threading.Lock()
         self._fork_exec: Callable[..., int] = subprocess._fork_exec
@@ -207,7 +214,8 @@ class Hooks:
         kind = _looked_at(environment)
         with self._starting:
             self._wanted[kind] += 1
-            if kind not in self._waiting and self._wanted[kind] >= self._begun_at:
+            begun_at = 1 if self._is_first_forked and self._wanted.total() == 1 else self._begun_at
+            if kind not in self._waiting and self._wanted[kind] >= begun_at:
                 ours, theirs = socket.socketpair()
                 with theirs:
                     process = subprocess.Popen(
