@@ -50,7 +50,6 @@ def duckdb_view(entry: Entry) -> str:
     if entry.logged is not None:
         return _view_of_files(entry, entry.logged)
     feed, names = entry.feed, entry.listed
-    deep = "" if entry.version or not entry.partition_columns else "**/"
     given = set(names).intersection(partition_columns(feed))
     kinds = {name: "VARCHAR" if name == "version" else "INTEGER" for name in names if name in given}
     # files may be older than a change of the policy: only a feed that was never changed has always been frozen
@@ -60,7 +59,9 @@ def duckdb_view(entry: Entry) -> str:
     options += _of_floats(entry)
     if kinds:
         options.append(f"hive_types = {{{', '.join(f'{name}: {kind}' for name, kind in kinds.items())}}}")
-    files = literal(f"{entry.location}/{deep}*.parquet")
+    files = literal(f"{entry.location}/{entry.pattern}")
+    if entry.named:
+        files = f"[{', '.join(map(literal, entry.named))}]"
     columns = ", ".join(map(identifier, names))
     query = f"SELECT {columns} FROM read_parquet({files}, {', '.join(options)})"  # noqa: S608  all are quoted
     return f"CREATE OR REPLACE VIEW {identifier(entry.name)} AS {query}"
@@ -76,11 +77,12 @@ def why_no_view(entry: Entry) -> str:
     logged = entry.logged
     if logged is not None and logged.why_not_plain:
         return f"{logged.why_not_plain}: DuckDB reads it by its extension {logged.format}, from {logged.location}"
-    if logged is not None and len(logged.files) > MOST_FILES:
-        return f"it has {len(logged.files):,} files, and a view names {MOST_FILES:,} at the most; compact it"
+    files = logged.files if logged is not None else entry.named
+    if len(files) > MOST_FILES:
+        return f"it has {len(files):,} files, and a view names {MOST_FILES:,} at the most; compact it"
     if logged is not None and (odd := [name for name in logged.hive_columns if _path_type(entry, name) is None]):
         return f"its partitions are by {odd[0]!r}, of a type that paths do not tell exactly"
-    if any(_PATTERN & set(each) for each in (entry.location, *(logged.files if logged is not None else ()))):
+    if any(_PATTERN & set(each) for each in (entry.location, *files)):
         return f"{entry.location}: DuckDB takes '*', '?' and '[' in an address for a pattern"
     return ""
 
@@ -282,7 +284,8 @@ class DuckDBFile:
 
 
 def _kind_text(entry: Entry) -> str:
-    files = f"{len(entry.logged.files):,} files as of this sync" if entry.logged is not None else ""
+    named = entry.logged.files if entry.logged is not None else entry.named
+    files = f"{len(named):,} files as of this sync" if named else ""
     return ", ".join(filter(None, [f"version {entry.version}" if entry.version else "", files]))
 
 

@@ -4,6 +4,8 @@ An engine that asks a catalog lists folders itself. So only feeds are entered by
 nothing else: those in Hive layout, and adopted folders. Of a table its current version is entered, a folder of its own,
 so that a new version is one change of one address. Of Iceberg and Delta tables logs of their own say which files count,
 and a folder has more: they are entered as what they are, for engines that read the log, or by the list of their files.
+So are, for DuckDB, adopted folders in which a pattern finds other files than the lake reads: links, files whose columns
+do not fit, names that end otherwise. Engines of Hadoop's have no patterns, and pass over hidden files by themselves.
 
 The columns of paths (``year``, ``month``, …) are text, with the digits that the folders have: Hive's metastore would
 keep ``month=01`` of a number as ``1``, and enter the folder once more as ``01`` when somebody lets it look for
@@ -16,8 +18,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from urllib.parse import unquote
 
@@ -29,7 +31,7 @@ from datalake_assets.core.schema import spellings
 from datalake_assets.errors import DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
-from datalake_assets.lake.layout import address_of
+from datalake_assets.lake.layout import address_of, folder_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable, Logged, TellsItsLog
 from datalake_assets.lake.tables import open_table
@@ -42,6 +44,8 @@ logger = logging.getLogger(__name__)
 FOLDER_COLUMN = "folder"
 #: Hive's widest decimal (Hive LanguageManual, "Decimals").
 _MAX_DIGITS = 38
+#: What DuckDB takes for a pattern rather than for a name.
+_PATTERN = frozenset("*?[")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
 _HIVE_TYPES: Mapping[pa.DataType, str] = {
     pa.bool_(): "boolean",
@@ -98,6 +102,7 @@ class Entry:
         listed: All columns that `LakeTable.scan` gives, in its order.
         logged: What the log of an Iceberg or Delta table says; None for folders.
         time_column: The column that the columns of paths follow from, where no path says them.
+        named: The files of a local adopted folder, where `pattern` finds others than these.
     """
 
     feed: Feed
@@ -110,6 +115,7 @@ class Entry:
     listed: tuple[str, ...] = ()
     logged: Logged | None = None
     time_column: str | None = None
+    named: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -129,10 +135,21 @@ class Entry:
         return tuple(each.name for each in self.columns if each.name not in known)
 
     @property
+    def pattern(self) -> str:
+        """Which files are a folder's, below it, in DuckDB's way: in an adopted one, none that is hidden."""
+        if not self.feed.is_adopted:
+            return f"{'' if self.version or not self.partition_columns else '**/'}*.parquet"
+        if FOLDER_COLUMN in self.partition_columns:
+            return "**/[!_.]*.parquet"
+        above = ("*" if _PATTERN & set(name) else f"{name}=*" for name in self.partition_columns)
+        return "/".join([*above, "[!_.]*.parquet"])
+
+    @property
     def digest(self) -> str:
         """Changes whenever a catalog has to be changed, partitions aside."""
         columns = [(each.name, str(each.kind), each.comment) for each in self.columns]
-        told = [self.location, columns, self.partition_columns, self.listed, self.feed.description]
+        told = [self.location, columns, self.partition_columns, self.listed, self.feed.description, self.pattern]
+        told += self.named
         if self.logged is not None:
             told += [self.logged.metadata, self.logged.version, self.logged.files]
         return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
@@ -189,7 +206,31 @@ def entry_of(store: Store, feed: Feed) -> Entry | NotEntered:
         return _entry(store, table, schema, f"{root}/{paths[-1]}", paths[-1:], version=keys[-1])
     if feed.is_adopted and any(_holds(one, other) for one, other in _neighbours(paths)):
         return NotEntered(feed, "its files lie in folders above others of its files, which some engines read twice")
-    return _entry(store, table, schema, root, paths)
+    entry = _entry(store, table, schema, root, paths)
+    is_asked = feed.is_adopted and "://" not in store.uri  # else no DuckDB file has it
+    return replace(entry, named=_named(store, table, entry)) if is_asked else entry
+
+
+def _named(store: Store, table: LakeTable, entry: Entry) -> tuple[str, ...]:
+    """The files that the lake reads of an adopted folder; none if the entry's pattern finds these, and none too many.
+
+    Files that came since the lake looked last are none too many: it will read them, too.
+    """
+    address = address_of(entry.feed)
+    theirs, wanted, below = folder_store(store, address.root), _matches(entry), len(f"{address.name}/")
+    there = list(theirs.list(address.name, links=True))
+    found = {each.key for each in there if wanted(each.key[below:])}
+    dataset = table.snapshot().dataset()
+    has_others = any(each.is_link for each in there) or not found.isdisjoint(getattr(dataset, "left_out", ()))
+    is_plain = not has_others and {theirs.path(key) for key in found}.issuperset(dataset.files)
+    return () if is_plain else tuple(sorted(dataset.files))
+
+
+def _matches(entry: Entry) -> Callable[[str], bool]:
+    """Whether a path below an adopted folder is one that its pattern finds."""
+    parts = {"**": "(?:.*/)?", "[!_.]*.parquet": r"[^/_.][^/]*\.parquet"}
+    texts = [parts.get(each, f"{re.escape(each.rstrip('*'))}[^/]*/") for each in entry.pattern.split("/")]
+    return lambda path: re.fullmatch("".join(texts), path, re.DOTALL) is not None
 
 
 def _logged_entry(store: Store, table: LakeTable, logged: Logged | None) -> Entry | NotEntered:

@@ -19,6 +19,7 @@ from datalake_assets.errors import ConfigError, LakeUnavailable
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
+from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import Settings
 from datalake_assets_tests.catalog.catalog_contract import CatalogContract, add_view, land
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed
@@ -166,6 +167,43 @@ def test_folders_above_others_are_left_out(store, tmp_path):
     adopt(store, str(tmp_path / "nested"), "nested")
 
     assert [(each.name, each.state) for each in synced(store)] == [("nested", "left_out")]
+
+
+@pytest.mark.parametrize("other", ["link", "another ending", "no ending", "a file that does not fit"])
+def test_an_adopted_folder_has_the_rows_that_the_lake_reads(store, tmp_path, other):
+    """A pattern would find some twice, or not at all, or what no scan has."""
+    folder = tmp_path / "theirs" / "day=1"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        pq.write_table(pa.table({"v": [number]}), folder / f"{number}.parquet")
+    if other == "link":
+        (folder / "latest.parquet").symlink_to(folder / "1.parquet")
+    elif other == "a file that does not fit":
+        pq.write_table(pa.table({"v": ["text"]}), folder / "2.parquet")
+    else:
+        pq.write_table(pa.table({"v": [2]}), folder / ("2.PARQ" if other == "another ending" else "000002_0"))
+    feed = adopt(store, str(folder.parent), "theirs").feed
+
+    assert [(each.name, each.state) for each in synced(store)] == [("theirs", "created")]
+    rows = open_table(store, feed).scan().read_all().num_rows
+    assert (rows, read_by_others(file_of(store))) == (3 if "ending" in other else 2, {"theirs": rows})
+
+
+def test_hidden_files_of_an_adopted_folder_are_read_by_no_view(store, tmp_path):
+    """Writers have such while they write, and may have them after a sync."""
+    folder = tmp_path / "theirs" / "day=1"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"v": [1]}), folder / "1.parquet")
+    adopt(store, str(folder.parent), "theirs")
+    assert [(each.name, each.state) for each in synced(store)] == [("theirs", "created")]
+    for name in ("_part.parquet", ".part.parquet", "../_temporary/0/part.parquet"):
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"v": [2]}), place)
+    pq.write_table(pa.table({"v": [3]}), folder / "3.parquet")
+
+    assert read_by_others(file_of(store)) == {"theirs": 2}
+    assert [(each.name, each.state) for each in synced(store)] == [("theirs", "current")]
 
 
 KILLED = """
