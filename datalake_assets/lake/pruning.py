@@ -3,7 +3,7 @@
 Streams and tables write their paths themselves, so that the types of these columns are known: ``year``, ``month``, …
 are int32, ``version`` is text. Of an adopted folder they are inferred over all its paths, as Arrow and Hive do it:
 integers where each value is one, else text; ``%3A`` and the like are decoded; ``__HIVE_DEFAULT_PARTITION__`` means
-null.
+null. Names that differ only in case are one column, as SQL takes them: that of the files, or else of the first path.
 
 Bounds of floats say nothing of rows that are not a number, and Arrow takes them for true of all rows: by ``x <= 2`` it
 finds that ``not x < 5`` is true of no row. Where comparisons are only joined by "and" and "or", no row is lost.
@@ -47,17 +47,26 @@ class PartitionColumns:
     """
 
     def __init__(self, schema: pa.Schema, paths: Sequence[str], *, inferred: bool) -> None:
-        self._data = schema
+        self._data, self._inferred, self._known = schema, inferred, {*schema.names}
+        self._named = {name.lower(): name for name in reversed(schema.names)}
         values: dict[str, set[str]] = {}
         for path in paths if inferred else paths[:1]:
-            for name, value in hive_pairs(path):
+            for name, value in self._given(path).items():
                 values.setdefault(name, set()).add(value)
         if inferred:
             own = {field.name: field.type for field in schema}
             self._types = {name: _common(own.get(name), texts) for name, texts in values.items()}
         else:
             self._types = {name: pa.string() if name == "version" else pa.int32() for name in values}
-        self._inferred = inferred
+
+    def _given(self, path: str) -> dict[str, str]:
+        """What a path states, by the columns' names; of a name that stands there twice, the last."""
+        if not self._inferred:
+            return dict(hive_pairs(path))
+        return {
+            name if name in self._known else self._named.setdefault(name.lower(), name): value
+            for name, value in hive_pairs(path)
+        }
 
     @property
     def schema(self) -> pa.Schema:
@@ -68,7 +77,7 @@ class PartitionColumns:
 
     def expression(self, path: str) -> ds.Expression:
         """``year == 2025 and month == 1 and …``: what is true of every row below the path."""
-        given = dict(hive_pairs(path))
+        given = self._given(path)
         terms = []
         for name, kind in self._types.items():
             value = self._value(given[name], kind) if name in given else None

@@ -77,6 +77,31 @@ def test_digits_that_arrow_does_not_read_stay_text(store, folder, digits):
     assert by_id(table) == {1: digits}
 
 
+def test_names_of_paths_that_differ_only_in_case_are_one_column(store, folder):
+    """SQL takes them for one: a query by the second one's name found no row."""
+    folder.write("Region=5/0.parquet", [1])
+    folder.write("region=6/0.parquet", [2])
+    folder.write("REGION=7/0.parquet", [3])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+
+    (column,) = set(table.scan().schema.names) - {"id"}
+    assert {row["id"]: row[column] for row in table.scan().read_all().to_pylist()} == {1: 5, 2: 6, 3: 7}
+    for region, number in ((5, 1), (6, 2), (7, 3)):
+        assert run_sql(store, [table.feed], f"select id from clicks where region = {region}").rows == ((number,),)  # noqa: S608
+
+
+def test_a_path_states_the_column_that_files_spell_otherwise(store, folder):
+    folder.write("region=5/0.parquet", [1], Region=pa.array([9], pa.int64()))
+    folder.write("region=6/0.parquet", [2])
+    folder.write("0.parquet", [3], Region=pa.array([7], pa.int64()))
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+
+    assert {row["id"]: row["Region"] for row in table.scan().read_all().to_pylist()} == {1: 5, 2: 6, 3: 7}
+    for region, number in ((5, 1), (6, 2), (7, 3), (9, None)):
+        found = run_sql(store, [table.feed], f"select id from clicks where region = {region}").rows  # noqa: S608
+        assert found == (((number,),) if number else ())
+
+
 @pytest.mark.parametrize(
     ("own", "texts", "kind"),
     [
