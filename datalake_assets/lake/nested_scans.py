@@ -1,8 +1,11 @@
-"""Scanners of batches that Arrow itself reads: each is given a thread more, so that none waits for one for ever.
+"""Scanners of batches that Arrow itself reads: each is given two threads more, so that none waits for one for ever.
 
 Arrow asks for the batches of a scanner in a thread of its pool for reading files. Where these come from a scan within,
 that thread waits for others of the same pool: once as many as it has (eight, if nobody says) waited so, none of these
 scans ended (Arrow 26). DuckDB is shown files of others two deep, so that four queries at a time were enough.
+
+Whoever drops a scanner before its end has a thread of Arrow's pool for computing wait for the batch that is being made,
+which that pool has a part in: where it has one thread (one CPU, ``OMP_NUM_THREADS``), it waited for itself.
 
 Whoever has had enough rows leaves Arrow's threads where they are, and they ask for further batches even when the
 process ends: Python then ends such a thread in the midst of Arrow's code, which aborts the process, or hangs it. So a
@@ -25,7 +28,7 @@ __all__ = ["scanner_of"]
 
 _lock = threading.Condition()
 _reading = 0
-_threads = 0
+_threads = _workers = 0
 _is_end = False
 _process = os.getpid()
 #: Seconds for which the end of a process waits for batches that are made; and then for the thread to leave Python.
@@ -58,7 +61,7 @@ def scanner_of(
 
 
 def _with_a_thread(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    with _a_thread_more():
+    with _threads_more():
         for batch in batches:
             if _is_end:
                 return
@@ -66,8 +69,8 @@ def _with_a_thread(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch
 
 
 @contextmanager
-def _a_thread_more() -> Iterator[None]:
-    """Has Arrow's pool for reading grow by the thread that waits in here."""
+def _threads_more() -> Iterator[None]:
+    """Has Arrow's pools grow by the thread that waits in here, and by one that may wait for it."""
     _change(1)
     try:
         yield
@@ -76,12 +79,13 @@ def _a_thread_more() -> Iterator[None]:
 
 
 def _change(by: int) -> None:
-    global _reading, _threads  # noqa: PLW0603  so is Arrow's pool
+    global _reading, _threads, _workers  # noqa: PLW0603  so are Arrow's pools
     with _lock:
         if not _reading:
-            _threads = pa.io_thread_count()
+            _threads, _workers = pa.io_thread_count(), pa.cpu_count()
         _reading += by
         pa.set_io_thread_count(_threads + _reading)
+        pa.set_cpu_count(_workers + _reading)
         _lock.notify_all()
 
 

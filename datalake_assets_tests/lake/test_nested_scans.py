@@ -46,6 +46,35 @@ def test_scans_within_scans_wait_for_no_thread_that_one_of_them_has(tmp_path: Pa
     assert (done.stdout, done.returncode) == ("1000 999 998 True 996 995\n", 0), done.stderr
 
 
+#: Scans that nobody reads to their end, where Arrow computes with one thread.
+_LEFT = """
+import sys
+import pyarrow as pa
+import pyarrow.dataset as ds
+from datalake_assets.lake.scan import BoundedDataset
+from datalake_assets.lake.shown_rows import in_columns
+
+pa.set_cpu_count(1)
+plain = ds.dataset(sys.argv[1], format=ds.ParquetFileFormat())
+files = BoundedDataset(list(plain.get_fragments()), plain.schema, plain.format, plain.filesystem)
+shown = in_columns(files, pa.schema([pa.field("no", pa.null()), *plain.schema]))
+for _ in range(20):
+    left = shown.scanner(columns=["id"]).to_batches()
+    next(left)
+    del left
+    rows = sum(each.num_rows for each in shown.scanner(columns=["id"]).to_batches())
+print(rows)
+"""
+
+
+def test_a_scan_that_is_left_keeps_no_thread_from_others(tmp_path: Path) -> None:
+    for first in range(0, 1000, 250):
+        pq.write_table(pa.table({"id": range(first, first + 250)}), tmp_path / f"{first}.parquet", row_group_size=50)
+    command = [sys.executable, "-c", _LEFT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.stdout, done.returncode) == ("1000\n", 0), done.stderr
+
+
 #: Takes a batch of many, and ends: by a reader that is dropped, and by DuckDB, which has had enough rows.
 _ENOUGH = """
 import time, duckdb, pyarrow as pa
