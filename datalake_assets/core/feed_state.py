@@ -93,6 +93,10 @@ class FeedState(Value, frozen=True):
     write_id: str = ""
     born: str = ""
 
+    def goes_on_from(self, before: FeedState) -> bool:
+        """Whether it is of the feed of which that one was, and not of one that has got its name since."""
+        return not before.write_id or (bool(self.write_id) and self.born == before.born)
+
     def check_written(self, form: str, *, feed: str) -> None:
         """Refuses writers while a feed is converted, and those that know what it was before.
 

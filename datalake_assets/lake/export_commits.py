@@ -98,7 +98,7 @@ class Export(ABC):
             ConfigError: The feed was removed meanwhile: what is landed now would be taken for all of a feed that gets
                 its name.
         """
-        if self.state.write_id and (not now.write_id or now.born != self.state.born):
+        if not now.goes_on_from(self.state):
             raise removed_meanwhile(self.feed)
         return now
 

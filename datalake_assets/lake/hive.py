@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from datalake_assets.core.facts import Deletion, Expired, PartitionFacts, Problem
+from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
 from datalake_assets.errors import ConfigError
@@ -63,7 +64,7 @@ class HiveTable:
     def __init__(self, store: Store, feed: Feed) -> None:
         self._folder: FeedFolder = FeedFolder(store, feed)
         self._written: dict[str, Manifest] = {}
-        self._known: str | None = None  # which feed of this name it was that this has written to
+        self._known: FeedState | None = None  # as this has written to it; a feed of its name may follow
 
     @property
     def feed(self) -> Feed:
@@ -132,14 +133,13 @@ class HiveTable:
             export = self._export(
                 self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=tell
             )
-            known, now = self._known, export.state
-            if known is not None and (not now.write_id or now.born != known):
+            if self._known is not None and not export.state.goes_on_from(self._known):
                 raise removed_meanwhile(self.feed)
             return export
 
         def land(tell: Callable[[Progress], None] | None) -> WriteReport:
             export, report = begun_again(lambda: begin(tell), attempts=ATTEMPTS)
-            self._known = export.state.born if export.state.write_id else None
+            self._known = export.state
             self._written |= {each.key: export.settled(each.key) for each in report.partitions}
             return report
 
