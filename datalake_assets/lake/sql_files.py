@@ -300,13 +300,19 @@ class AskedFiles:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def ask(self, file: int, offset: int, length: int) -> Future[bytes | bytearray]:
-        """Asks for a stretch of a file, of a few MiB; it fails with OSError if it cannot be read."""
+        """Asks for a stretch of a file, of a few MiB; the answer fails with OSError if it cannot be read."""
         answer: Future[bytes | bytearray] = Future()
         with self._lock:
             number = self._asked = (self._asked + 1) % (1 << 32)
             self._answers[number] = answer
-        with self._sending:
-            self._socket.sendall(_QUESTION.pack(number, file, offset, length))
+        try:
+            with self._sending:
+                self._socket.sendall(_QUESTION.pack(number, file, offset, length))
+        except OSError:  # the parent has gone; whoever listens may have seen so before this question was there, or after
+            with self._lock:
+                unanswered = self._answers.pop(number, None)
+            if unanswered is not None:
+                unanswered.set_exception(_nobody_reads())
         return answer
 
     def announce(self) -> None:
@@ -334,8 +340,12 @@ class AskedFiles:
             self.is_gone, self.is_unreachable = self.is_gone or size == _GONE, self.is_unreachable or size != _GONE
             answer.set_exception(OSError("the file cannot be read"))
         with self._lock:
-            for answer in self._answers.values():
-                answer.set_exception(OSError("nobody reads files any more"))
+            while self._answers:
+                self._answers.popitem()[1].set_exception(_nobody_reads())
+
+
+def _nobody_reads() -> OSError:
+    return OSError("nobody reads files any more")
 
 
 class AskedFile(io.RawIOBase):

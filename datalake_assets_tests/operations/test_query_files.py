@@ -84,6 +84,18 @@ def test_reads_are_announced_once(parquet):
             AskedFile(asked, 0, len(parquet)).read(10)
 
 
+def test_questions_after_the_parent_has_gone_fail_like_those_before():
+    ours, theirs = socket.socketpair()
+    with theirs:
+        asked = AskedFiles(theirs)
+        before = asked.ask(0, 0, 10)
+        ours.close()
+        for answer in (before, *(asked.ask(0, 0, 10) for _ in range(3))):
+            with pytest.raises(OSError, match="nobody reads files any more"):
+                answer.result(timeout=10)
+        assert not asked._answers
+
+
 def columns(parquet, name):
     """Where a column lies in each row group."""
     metadata = pq.read_metadata(pa.BufferReader(parquet))
