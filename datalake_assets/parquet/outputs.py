@@ -63,7 +63,8 @@ class Opener(Value, Generic[FinishedT], frozen=True):
     Attributes:
         open: Begins one.
         discard: Drops a finished one.
-        read_back: Gives the bytes of a finished one as they are stored; None where the store has verified them all.
+        read_back: Gives the bytes of a finished one as they are stored, each block maybe where the one before lay; None
+            where the store has verified them all.
         where: What is rewritten, for messages.
         block_bytes: Copied at a time; larger where each read is a request.
         is_read_back: ``read_back`` always gives the bytes.
@@ -71,7 +72,7 @@ class Opener(Value, Generic[FinishedT], frozen=True):
 
     open: Callable[[], FinishedSink[FinishedT]]
     discard: Callable[[FinishedT], None]
-    read_back: Callable[[FinishedT], Iterator[bytes] | None]
+    read_back: Callable[[FinishedT], Iterator[bytes | memoryview] | None]
     where: str = "compaction"
     block_bytes: int = 1 << 20
     is_read_back: bool = False

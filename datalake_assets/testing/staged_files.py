@@ -69,7 +69,7 @@ class StagedFileContract:
         body = os.urandom(3_000_000)
         chunks = store.read_staged(staged(store, body=body))
 
-        assert chunks is None or b"".join(chunks) == body
+        assert chunks is None or b"".join(map(bytes, chunks)) == body
 
     def test_staged_file_that_is_gone_is_not_read_back(self, store: Store) -> None:
         file = staged(store)

@@ -65,7 +65,7 @@ class Lake:
         return Input(file, partial(pa.OSFile, str(path)))
 
     def stored(self, result):
-        return [b"".join(self.store.read_staged(staged)) for staged, _ in result.outputs]
+        return [b"".join(map(bytes, self.store.read_staged(staged))) for staged, _ in result.outputs]
 
 
 @pytest.fixture(params=[False, True], ids=["files", "memory"])
@@ -222,7 +222,7 @@ def test_sink_of_a_local_lake_takes_bytes_of_a_file_by_itself(local_store, tmp_p
         assert sink.copy_from(opened.fileno(), len(body) - 3, len(body) + 5) == 3, "as far as there are any"
         assert opened.tell() == 0
         staged = sink.finish()
-    assert b"".join(local_store.read_staged(staged)) == b"PAR1" + body[5:-7] + body[-3:]
+    assert b"".join(map(bytes, local_store.read_staged(staged))) == b"PAR1" + body[5:-7] + body[-3:]
     assert staged.size_bytes == len(body) - 5
 
 

@@ -227,8 +227,8 @@ class Store(Protocol):
     def has_staged(self, staged: StagedFile) -> bool:
         """Whether it could still be published."""
 
-    def read_staged(self, staged: StagedFile) -> Iterator[bytes] | None:
-        """The bytes of a staged file in chunks, as they are in the store now.
+    def read_staged(self, staged: StagedFile) -> Iterator[bytes | memoryview] | None:
+        """The bytes of a staged file in chunks, as they are in the store now; each may lie where the one before lay.
 
         None where it cannot be read before it is published, and the store has verified each byte on its arrival.
         Raises `UploadGone`.

@@ -44,15 +44,14 @@ from datalake_assets.lake.store.base import (
 )
 from datalake_assets.lake.store.posix import (
     DurableTree,
-    blocks_of,
     delete_if_same,
     files_beginning,
     fsync_folder,
-    reserve,
     scan_entries,
     scan_files,
 )
 from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, BESIDE, CatalogAccess, S3Access
+from datalake_assets.lake.store.uncached import BlockWriter, stored_blocks
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -63,7 +62,6 @@ __all__ = ["LocalStore"]
 NAME_MAX_BYTES = 255  # Linux and macOS: bytes in one file name
 ID_BYTES = 17  # of a staged file's name: the comma and the id
 FILES = f"{STAGING}/files/"
-CHUNK_BYTES = 1 << 20
 HELD = f"{STAGING}/held"
 #: Endings of data files, which are written once, by `publish`: nobody swaps them, and whoever deletes them shuts nobody
 #: out. The files of so many locks, made in a new lake, took longer than deleting a thousand files.
@@ -356,14 +354,12 @@ class LocalStore:
             self._tree.check_root()
             return self._staged_file(staged.token).exists()
 
-    def read_staged(self, staged: StagedFile) -> Iterator[bytes]:
-        """Read it back, from the page cache mostly."""
+    def read_staged(self, staged: StagedFile) -> Iterator[memoryview]:
+        """Read it back: from the disk, but for what is in the page cache."""
         self._requests.add("get")
         with self._tree.translating(staged.key):
             try:
-                with self._staged_file(staged.token).open("rb", buffering=0) as file:
-                    while chunk := file.read(CHUNK_BYTES):
-                        yield chunk
+                yield from stored_blocks(self._staged_file(staged.token))
             except FileNotFoundError:
                 raise self._gone(staged) from None
 
@@ -446,21 +442,39 @@ class _LocalWriter(StagedSink):
         self._tree, self._token = tree, token
         self._path = tree.root / token
         self._file = tree.open_in(self._path, buffering=0)
+        self._blocks: BlockWriter | None = None  # once much is to be written
 
     def _append(self, data: memoryview) -> None:
         with self._tree.translating(self.key):
+            if self._blocks is not None:
+                self._blocks.write(data)
+                return
             while data:
                 data = data[self._file.write(data) :]
 
     def expect(self, size_bytes: int) -> None:
         """Implements `FileCopier`, as the next."""
-        reserve(self._file.fileno(), self._size_bytes, size_bytes)
+        self._in_blocks().expect(size_bytes)
 
     def copy_from(self, descriptor: int, start: int, end: int) -> int:
-        return sum(map(self.write, blocks_of(descriptor, start, end)))
+        blocks, at = self._in_blocks(), start
+        while at < end and (count := os.preadv(descriptor, [blocks.room(end - at)], at)):
+            with self._tree.translating(self.key):
+                blocks.take(count)
+            self._size_bytes += count
+            at += count
+        return at - start
+
+    def _in_blocks(self) -> BlockWriter:
+        if self._closed:
+            raise ValueError("write to closed file")
+        self._blocks = self._blocks or BlockWriter(self._file.fileno())
+        return self._blocks
 
     def _seal(self) -> StagedFile:
         with self._tree.translating(self.key):
+            if self._blocks is not None:
+                self._blocks.finish()
             os.fsync(self._file.fileno())
             self._file.close()
             self._tree.sync_folder(self._path.parent)

@@ -16,11 +16,9 @@ import contextlib
 import errno
 import fcntl
 import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,21 +26,15 @@ from datalake_assets.errors import AmbiguousWrite, LakeError, LakeUnavailable, T
 
 __all__ = [
     "DurableTree",
-    "blocks_of",
     "delete_if_same",
     "files_beginning",
     "fsync_folder",
-    "reserve",
     "scan_entries",
     "scan_files",
 ]
 
 LOCK_TIMEOUT_S = 30.0  # a holder keeps a lock for a few fsyncs; longer means that it is stopped
 LOCK_POLL_S = 0.002
-#: Read and written at a time: more than fits into a processor's cache takes twice as long, and what is written in
-#: smaller pieces lies in smaller pieces of memory, too.
-BLOCK_BYTES = 1 << 20
-_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: what is not written in the end is no part of the file
 TIDY_ATTEMPTS = 20  # a scratch folder may be tidied away between its making and its use
 
 CAUSES = {
@@ -301,35 +293,6 @@ def _finish(file: str, held: str, is_same: Callable[[os.stat_result], bool]) -> 
     with contextlib.suppress(FileNotFoundError):
         os.unlink(held)  # noqa: PTH108
     return same
-
-
-def blocks_of(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
-    """Bytes of an open file, as far as there are any; each block lies where the one before lay."""
-    block = memoryview(bytearray(min(BLOCK_BYTES, end - start)))
-    while start < end and (count := os.preadv(descriptor, [block[: end - start]], start)):
-        yield block[:count]
-        start += count
-
-
-def reserve(descriptor: int, begin: int, size_bytes: int) -> None:
-    """Has the file system find room for bytes that are about to be written, at once and not page by page.
-
-    Copies take a fifth less of the processor's time. Where it cannot, nothing changes: the writing itself will tell.
-    """
-    fallocate = _fallocate()
-    if fallocate is not None and size_bytes > 0:
-        fallocate(descriptor, _KEEP_SIZE, begin, size_bytes)
-
-
-@cache
-def _fallocate() -> Callable[[int, int, int, int], int] | None:
-    """Linux's fallocate(2): the one that POSIX has writes to each block where a file system knows of no room."""
-    import ctypes  # noqa: PLC0415  only who copies large files needs it
-
-    found = getattr(ctypes.CDLL(None), "fallocate64", None) if sys.platform == "linux" else None
-    if found is not None:
-        found.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    return found
 
 
 def fsync_folder(folder: Path) -> None:

@@ -205,7 +205,7 @@ def test_key_too_long_for_one_file_name_is_staged_in_folders(local_store: Store,
     assert {each.token for each in local_store.list_staged("")} == {each.token for each in staged}
     local_store.publish(staged[0])
     assert local_store.get(keys[0])[0] == keys[0].encode()
-    assert b"".join(local_store.read_staged(staged[1]) or ()) == keys[1].encode()
+    assert b"".join(map(bytes, local_store.read_staged(staged[1]) or ())) == keys[1].encode()
     local_store.discard_staged(staged[1])
     assert list(Path(local_store.uri, ".staging/files").iterdir()) == []
 
