@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 
 import duckdb
@@ -240,3 +241,74 @@ def test_a_merge_can_be_cancelled_from_another_thread(kernel):
     later.set()
     thread.join(120)
     assert reasons == [Refusal.CANCELLED]
+
+
+PLAIN_PAGES = {"compression": "none", "use_dictionary": False, "data_page_version": "2.0", "write_statistics": False}
+
+
+def _lists_that_do_not_agree():
+    """A list whose two columns say otherwise how many entries a row has; in all they have the same number."""
+
+    def body(lengths):
+        numbers = iter(range(sum(lengths)))
+        entries = [[{"a": number, "b": -number} for number in itertools.islice(numbers, size)] for size in lengths]
+        return parquet(pa.table({"at": [1, 4, 3, 2], "entries": entries}), **PLAIN_PAGES)
+
+    def place(of):
+        column = pq.read_metadata(pa.BufferReader(of)).row_group(0).column(2)
+        return slice(column.data_page_offset, column.data_page_offset + column.total_compressed_size)
+
+    one, other = bytearray(body([2, 1, 1, 2])), body([1, 2, 2, 1])
+    assert place(one) == place(other)
+    one[place(one)] = other[place(other)]
+    return bytes(one)
+
+
+def _a_list_that_goes_on_without_an_entry():
+    """Its first row is null, and has a second entry all the same."""
+    whole = parquet(pa.table({"at": [2, 1], "entries": [[5, 6], None]}), **PLAIN_PAGES)
+    levels = b"\x03\x0f\x00"  # 3, 3, 0
+    assert whole.count(levels) == 1
+    return whole.replace(levels, b"\x03\x3c\x00")
+
+
+@pytest.mark.parametrize("damaged", [_lists_that_do_not_agree(), _a_list_that_goes_on_without_an_entry()])
+def test_rows_are_not_moved_where_lists_do_not_hang_together(kernel, damaged):
+    """pyarrow reads such files, and other values of a row with other rows before it."""
+    readable = pq.read_table(pa.BufferReader(damaged))
+    assert decoded(merged(kernel, [damaged], time_leaf=0)).equals(readable)
+    before = parquet(readable.slice(0, 1).set_column(0, "at", pa.array([0])), **PLAIN_PAGES)
+    for bodies, place in (([damaged], 0), ([damaged, before], 0), ([before, damaged], 1)):
+        with pytest.raises(Refused) as refused:
+            merged(kernel, bodies, time_leaf=0, order="sort")
+        assert (refused.value.kind, refused.value.index) == (Refusal.DAMAGED, place)
+
+
+@pytest.mark.parametrize("kind", ["entries", "nested", "keys"])
+def test_rows_with_sound_lists_are_moved_whole(kernel, kind):
+    random = np.random.default_rng(5)
+
+    def entry(depth):
+        drawn = random.random()
+        if drawn < 0.1:
+            return None
+        below = [entry(depth - 1) for _ in range(random.integers(0, 4))] if depth else None
+        return {"a": int(random.integers(9)), "b": None if drawn < 0.3 else [str(drawn)] * int(drawn * 5), "c": below}
+
+    kinds = pa.struct({"a": pa.int64(), "b": pa.list_(pa.string()), "c": pa.list_(pa.null())})
+    deep = pa.struct({"a": pa.int64(), "b": pa.list_(pa.string()), "c": pa.list_(kinds)})
+    values = {
+        "entries": lambda: pa.array([[entry(0)] * random.integers(0, 3) for _ in range(60)], pa.list_(kinds)),
+        "nested": lambda: pa.array(
+            [None if row % 7 == 0 else [entry(1), entry(1)] for row in range(60)], pa.list_(deep)
+        ),
+        "keys": lambda: pa.array(
+            [[(f"k{each}", [each] * each) for each in range(row % 4)] for row in range(60)],
+            pa.map_(pa.string(), pa.list_(pa.int32())),
+        ),
+    }
+    tables = [pa.table({"at": random.permutation(60), kind: values[kind]()}) for _ in range(3)]
+    found = merged(kernel, [parquet(table, row_group_size=25) for table in tables], time_leaf=0, order="sort")
+    joined = pa.concat_tables(tables)
+    assert found.unsorted
+    assert decoded(found).equals(joined.take(pc.sort_indices(joined["at"])))

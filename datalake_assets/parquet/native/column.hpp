@@ -48,6 +48,11 @@ struct Column {
   void to_plain();
   // Adds one column chunk of so many rows.
   void read(View file, const Chunk& chunk, i64 rows, Scratch& scratch);
+  // What the lists of a repeated element look like from this level on, the same for all leaves below it: a hash of
+  // where each list begins, whether it is there, and how many entries it has.
+  u64 shape(size_t from_level, size_t repetition_level) const;
+  // Refuses lists that go on where they have no entry: what a row holds would depend on the one before.
+  void check_lists(size_t from_level) const;
   // Puts its rows in another order. `rows`: of all runs together, all that there are.
   void reorder(const Numbers<RowRun>& runs, size_t rows);
 

@@ -6,7 +6,6 @@ namespace pagemerge {
 namespace {
 
 constexpr int MAX_DEPTH = 64;
-constexpr int MAX_LEVEL = 255;
 constexpr int MAX_FIXED_BYTES = 1 << 20;
 constexpr size_t TAIL_BYTES = 8;  // the footer's length, and the magic
 
@@ -113,6 +112,7 @@ struct SchemaWalk {
   u64 left;
   std::vector<Leaf>& leaves;
   std::vector<View> path;
+  std::vector<Repeated> repeated;
 
   void subtree(int definition, int repetition, int depth) {
     need(left && depth < MAX_DEPTH, "its schema is damaged");
@@ -121,6 +121,7 @@ struct SchemaWalk {
     need(element.repetition >= 0 && element.repetition <= 2 && element.children >= 0, "its schema is damaged");
     definition += element.repetition != 0;
     repetition += element.repetition == 2;
+    if (element.repetition == 2) repeated.push_back({left, definition});
     path.push_back(element.name);
     if (element.children) {
       for (int i = 0; i < element.children; i++) subtree(definition, repetition, depth + 1);
@@ -130,10 +131,11 @@ struct SchemaWalk {
       if (element.type == FIXED_LEN_BYTE_ARRAY) {
         need(element.length > 0 && element.length < MAX_FIXED_BYTES, "its schema is damaged");
       }
-      if (budget) budget->take(sizeof(Leaf) + path.size() * sizeof(View));
-      leaves.push_back({element.type, element.length, definition, repetition, order_of(element), path});
+      if (budget) budget->take(sizeof(Leaf) + path.size() * sizeof(View) + repeated.size() * sizeof(Repeated));
+      leaves.push_back({element.type, element.length, definition, repetition, order_of(element), path, repeated});
     }
     path.pop_back();
+    if (element.repetition == 2) repeated.pop_back();
   }
 };
 
@@ -145,7 +147,7 @@ void parse_schema(ThriftReader& reader, Footer& footer) {
   need(type == T_STRUCT && count, "it has no schema");
   Element root = parse_element(reader);
   const u8* body = reader.at;
-  SchemaWalk walk{reader, count - 1, footer.leaves, {}};
+  SchemaWalk walk{reader, count - 1, footer.leaves, {}, {}};
   for (int i = 0; i < root.children; i++) walk.subtree(0, 0, 0);
   need(!walk.left, "its schema is damaged");
   footer.schema_list = {begin, static_cast<size_t>(reader.at - begin)};

@@ -7,6 +7,14 @@
 
 namespace pagemerge {
 
+constexpr int MAX_LEVEL = 255;  // levels are held in bytes
+
+// A repeated element of the schema: which of all elements it is, and from which definition level on it has an entry.
+struct Repeated {
+  u64 element;
+  int definition;
+};
+
 // A column of the file, as far as pages need to know it.
 struct Leaf {
   int type = -1;
@@ -14,6 +22,7 @@ struct Leaf {
   int max_definition = 0, max_repetition = 0;
   Order order = Order::NONE;
   std::vector<View> path;
+  std::vector<Repeated> repeated;  // one for each repetition level, from 1 on
 
   // Bytes of a value; 0 for byte arrays. Booleans are held in a byte each.
   size_t width() const {

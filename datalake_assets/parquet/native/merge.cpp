@@ -1,5 +1,7 @@
 #include "merge.hpp"
 
+#include <map>
+
 namespace pagemerge {
 namespace {
 
@@ -141,6 +143,7 @@ class Merge {
   std::vector<Piece> pieces_;  // in the order in which their rows come
   bool moved_ = false;         // which is another than the inputs'
   i64 rows_ = 0;
+  std::map<std::pair<size_t, u64>, u64> shapes_;  // of each piece and repeated element, by the first leaf below it
 
   bool is_time(size_t leaf) const { return options_.time_leaf >= 0 && leaf == static_cast<size_t>(options_.time_leaf); }
   bool reorders() const { return times_.runs.size() > 0; }
@@ -192,6 +195,19 @@ class Merge {
     }
   }
 
+  // Rows can only be moved where each is whole by itself: readers take the lists of all leaves below a repeated element
+  // for the same ones, and put values into other rows, without a word, where they are not.
+  void check_lists(const Column& column, size_t from_level, size_t piece) {
+    column.check_lists(from_level);
+    const std::vector<Repeated>& repeated = column.leaf->repeated;
+    for (size_t i = 0; i < repeated.size(); i++) {
+      u64 shape = column.shape(from_level, i + 1);
+      auto [known, is_first] = shapes_.try_emplace({piece, repeated[i].element}, shape);
+      if (is_first && budget) budget->take(sizeof *known);
+      need(is_first || known->second == shape, "columns of a list have other entries than each other");
+    }
+  }
+
   void merge_column(size_t place) {
     double began = cpu_now();
     const Leaf& leaf = leaves_[place];
@@ -209,9 +225,13 @@ class Merge {
     Column& column = is_time(place) ? time_column_ : column_;
     if (!is_time(place)) {
       column.begin(leaf);
+      size_t piece = 0;
       each_chunk(place, [&](const File& file, const Chunk& chunk, i64 rows) {
         skimmed_.source = at;
+        size_t from_level = column.levels;
         if (!writer.copy(file.bytes, chunk, rows, file.proven, column)) column.read(file.bytes, chunk, rows, scratch_);
+        if (leaf.max_repetition && (reorders() || moved_)) check_lists(column, from_level, piece);
+        piece++;
       });
       check_skimmed();
     }
