@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from datalake_assets.lake.iceberg import record_appends
 from datalake_assets_tests.operations.conftest import ORDERS, files_below
@@ -125,6 +129,36 @@ def test_commit_that_did_not_happen_is_done_again_without_another_file(ask, orde
     assert ask("WRITE", **orders, records=[{"id": 1}])["records_written"] == 1
     assert stored_ids() == [1]
     assert len([name for name in files_below(lake) if name.endswith(".parquet")]) == 1
+
+
+@pytest.fixture
+def hasty():
+    """Nobody waits for a transaction of others in SQLite."""
+
+    def at_once(connection, _):
+        connection.execute("pragma busy_timeout = 0")
+
+    event.listen(Engine, "connect", at_once)
+    yield
+    event.remove(Engine, "connect", at_once)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_commit_that_the_database_refuses_while_others_read_is_not_taken_for_done(
+    ask, orders, stored_ids, lake, monkeypatch
+):
+    """What SQLite leaves open of it looks like done to whoever gets the connection next."""
+    monkeypatch.setattr(record_appends, "ATTEMPTS", 2)
+    written = {**orders, "records": [{"id": 1}], "idempotency_key": "a"}
+    with closing(sqlite3.connect(lake / "tenants/acme/catalog.sqlite", isolation_level=None)) as reader:
+        reader.execute("begin")
+        reader.execute("select * from iceberg_tables").fetchall()
+        refused = ask("WRITE", **written)
+
+    assert refused["error"]["code"] == "OUTCOME_UNKNOWN"
+    assert stored_ids() == []
+    assert ask("WRITE", **written)["ok"]
+    assert stored_ids() == [1]
 
 
 def test_two_writers_with_one_key_at_once_write_once(operations, orders, stored_ids, lake):

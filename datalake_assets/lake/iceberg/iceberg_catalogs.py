@@ -12,19 +12,16 @@ import os
 import sys
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 import requests.exceptions
 import sqlalchemy
 import sqlalchemy.exc
-from pydantic import BaseModel
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
+from pyiceberg.catalog.sql import IcebergTables
 from pyiceberg.exceptions import (
     AuthorizationExpiredError,
     BadRequestError,
@@ -38,19 +35,15 @@ from pyiceberg.exceptions import (
     RESTError,
     UnauthorizedError,
 )
-from pyiceberg.io import FileIO
 from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.serializers import ToOutputFile
-from pyiceberg.table import CommitTableResponse, StaticTable, Table
-from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import MetadataLogEntry, Snapshot, SnapshotLogEntry
-from pyiceberg.table.update import TableRequirement, TableUpdate
+from pyiceberg.table import StaticTable, Table
 from sqlalchemy.orm import Session
 
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import IcebergTableSource
+from datalake_assets.lake.iceberg.database_catalogs import RememberingCatalog, made_beside_others, rolling_back
 from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
@@ -67,7 +60,6 @@ __all__ = [
     "load_others_table",
     "load_table",
     "location_of",
-    "made_beside_others",
     "metadata_table",
     "open_catalog",
     "talking",
@@ -79,129 +71,12 @@ NAME = "datalake"
 FILE = "control/iceberg_catalog.db"
 #: Seconds that a writer waits for another's transaction in the SQLite file.
 BUSY_S = 30
-#: Tables whose metadata is kept at hand; a kilobyte for each snapshot.
-REMEMBERED = 8
-#: Snapshots whose texts are kept at hand, of all tables of a catalog; a kilobyte or two each.
-TEXTS = 5000
 #: The table property that says whose it is.
 OWNER = "datalake.lake"
 
-_M = TypeVar("_M", bound=BaseModel)
 #: By the store of the lake, then by what a feed calls the catalog; "" is the lake's own.
 _catalogs: weakref.WeakKeyDictionary[Store, dict[str, Catalog]] = weakref.WeakKeyDictionary()
 _opening = threading.Lock()
-
-
-class _Shared:
-    """Never changes, so that a copy of what it is part of has it, too."""
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return self
-
-
-class _SharedSnapshot(_Shared, Snapshot):
-    """A snapshot of metadata that was read."""
-
-
-class _SharedEntry(_Shared, SnapshotLogEntry):
-    """A line of a snapshot log that was read."""
-
-
-class _SharedFile(_Shared, MetadataLogEntry):
-    """A line of a metadata log that was read."""
-
-
-class _SharedList(_Shared, list[Any]):
-    """The snapshots of metadata, or a log of it: upstream makes a new list for each change."""
-
-    def __add__(self, others: list[Any]) -> _SharedList:
-        return _SharedList([*self, *others])
-
-
-class _AsText:
-    """Metadata that is written with texts of its snapshots that are known.
-
-    Args:
-        metadata: The metadata.
-        text_of: Gives the JSON of a snapshot; nulls are left out, or not.
-    """
-
-    def __init__(self, metadata: TableMetadata, text_of: Callable[[Snapshot, bool], str]) -> None:
-        self._metadata, self._text_of = metadata, text_of
-
-    def model_dump_json(self, *, exclude_none: bool) -> str:
-        """What the metadata's own gives, but for the order of its fields."""
-        rest = self._metadata.model_dump_json(exclude_none=exclude_none, exclude={"snapshots"})
-        snapshots = ",".join([self._text_of(each, exclude_none) for each in self._metadata.snapshots])
-        return f'{rest[:-1]},"snapshots":[{snapshots}]}}'
-
-
-class RememberingCatalog(SqlCatalog):
-    """A catalog in a database, which does not read a table's metadata again while that is the same file.
-
-    Metadata tells of every snapshot, and a commit reads, copies and writes it: an append to a table of a thousand
-    snapshots would take ten times as long as one to a new table. A metadata file never changes, so what was read last
-    is kept; snapshots never change, so a copy shares them, and the text of each is made once.
-    """
-
-    def __init__(self, name: str, **properties: str) -> None:
-        super().__init__(name, **properties)
-        self._read: OrderedDict[str, TableMetadata] = OrderedDict()
-        self._texts: OrderedDict[tuple[int, str, bool], str] = OrderedDict()
-
-    def commit_table(
-        self, table: Table, requirements: tuple[TableRequirement, ...], updates: tuple[TableUpdate, ...]
-    ) -> CommitTableResponse:
-        """Commits, and remembers what became of the metadata."""
-        response = super().commit_table(table, requirements, updates)
-        self._remember(response.metadata_location, response.metadata)
-        return response
-
-    def _write_metadata(  # type: ignore[override]  # upstream's is static, and called by the instance
-        self, metadata: TableMetadata, io: FileIO, metadata_path: str
-    ) -> None:
-        ToOutputFile.table_metadata(cast(TableMetadata, _AsText(metadata, self._text_of)), io.new_output(metadata_path))
-
-    def _text_of(self, snapshot: Snapshot, exclude_none: bool) -> str:  # noqa: FBT001  one of two texts of it
-        # ids are of their table alone, paths of lists of manifests are of one commit
-        at = (snapshot.snapshot_id, snapshot.manifest_list, exclude_none)
-        text = self._texts.get(at)
-        if text is None:
-            text = self._texts[at] = snapshot.model_dump_json(exclude_none=exclude_none)
-            while len(self._texts) > TEXTS:
-                self._texts.popitem(last=False)
-        return text
-
-    def _convert_orm_to_iceberg(self, orm_table: IcebergTables) -> Table:
-        location = orm_table.metadata_location
-        metadata = self._read.get(location or "")
-        if location is None or metadata is None:
-            table: Table = super()._convert_orm_to_iceberg(orm_table)
-            table.metadata = self._remember(table.metadata_location, table.metadata)
-            return table
-        return Table(
-            identifier=(*self.identifier_to_tuple(orm_table.table_namespace), orm_table.table_name),
-            metadata=metadata,
-            metadata_location=location,
-            io=self._load_file_io(metadata.properties, location),
-            catalog=self,
-        )
-
-    def _remember(self, location: str, metadata: TableMetadata) -> TableMetadata:
-        update = {
-            "snapshots": _SharedList(_shared(_SharedSnapshot, each) for each in metadata.snapshots),
-            "snapshot_log": _SharedList(_shared(_SharedEntry, each) for each in metadata.snapshot_log),
-            "metadata_log": _SharedList(_shared(_SharedFile, each) for each in metadata.metadata_log),
-        }
-        kept: TableMetadata = metadata.model_copy(update=update)
-        self._read[location] = kept
-        while len(self._read) > REMEMBERED:
-            self._read.popitem(last=False)
-        return kept
-
-
-def _shared(kind: type[_M], model: _M) -> _M:
-    return model if isinstance(model, kind) else kind.model_construct(**dict(model))
 
 
 def identifier_of(store: Store, feed: Feed) -> tuple[str, str]:
@@ -368,24 +243,6 @@ def _open(store: Store) -> Catalog:
         return made_beside_others(lambda: RememberingCatalog(NAME, **properties))
 
 
-_Made = TypeVar("_Made", bound=Catalog)
-#: Times that a catalog in a database is opened; it has two tables, and each can be made by somebody else just then.
-_OPENINGS = 5
-#: What databases say of something that is made twice at once.
-_MADE_TWICE = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError)
-
-
-def made_beside_others(make: Callable[[], _Made]) -> _Made:
-    """A catalog in a database whose tables others may be making, too: all but one of them are refused that."""
-    for _ in range(_OPENINGS - 1):
-        try:
-            return make()
-        except _MADE_TWICE as error:  # one that is out of reach is not asked again: it may take minutes to say so
-            if not any(what in str(error) for what in ("already exists", "locked")):
-                raise
-    return make()
-
-
 def ensure_namespace(
     catalog: Catalog, namespace: str | tuple[str, ...], properties: Mapping[str, str] = MappingProxyType({})
 ) -> None:
@@ -400,6 +257,7 @@ def _open_others(store: Store, name: str, source: IcebergTableSource | None) -> 
         try:
             if "://" not in name and name != "glue":
                 catalog = load_catalog(name)
+                rolling_back(catalog)
                 catalog.properties = {**DURABLE_FILES, **catalog.properties}
                 return catalog
             properties = {**catalog_properties(store, CatalogAccess(uri=name)), **DURABLE_FILES}

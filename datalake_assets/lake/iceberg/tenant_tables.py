@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyiceberg.catalog import Catalog
-from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import (
     NoSuchNamespaceError,
     NoSuchTableError,
@@ -31,13 +30,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from datalake_assets.errors import ConfigError, LakeError, LakeUnavailable
 from datalake_assets.feed import NAME_PATTERN
+from datalake_assets.lake.iceberg.database_catalogs import DatabaseCatalog, made_beside_others
 from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.iceberg.iceberg_catalogs import (
     OWNER,
     catalog_properties,
     chooses_location,
     ensure_namespace,
-    made_beside_others,
     open_catalog,
 )
 from datalake_assets.lake.iceberg.record_appends import translated
@@ -167,7 +166,7 @@ class Tenants:
                 catalog.close()
 
 
-def _opened(root: Path, *, may_create: bool) -> SqlCatalog | None:
+def _opened(root: Path, *, may_create: bool) -> DatabaseCatalog | None:
     """A tenant's catalog file; None if there is none and none may be made."""
     file = root / _CATALOG
     try:
@@ -178,7 +177,9 @@ def _opened(root: Path, *, may_create: bool) -> SqlCatalog | None:
         elif not file.exists():
             return None
         address = URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
-        return made_beside_others(lambda: SqlCatalog("datalake", uri=address, warehouse=str(root), **DURABLE_FILES))
+        return made_beside_others(
+            lambda: DatabaseCatalog("datalake", uri=address, warehouse=str(root), **DURABLE_FILES)
+        )
     except (OSError, SQLAlchemyError) as error:
         raise LakeUnavailable(TENANTS, f"the tenant's catalog cannot be opened ({type(error).__name__})") from error
 
