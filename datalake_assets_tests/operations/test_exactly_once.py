@@ -14,7 +14,9 @@ from pyiceberg.catalog.sql import SqlCatalog
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from datalake_assets.errors import LakeError
 from datalake_assets.lake.iceberg import record_appends
+from datalake_assets_tests.lake.iceberg.iceberg_tables import upgraded
 from datalake_assets_tests.operations.conftest import ORDERS, files_below
 from datalake_assets_tests.processes.warm_processes import FORKED
 
@@ -159,6 +161,32 @@ def test_commit_that_the_database_refuses_while_others_read_is_not_taken_for_don
     assert stored_ids() == []
     assert ask("WRITE", **written)["ok"]
     assert stored_ids() == [1]
+
+
+def test_write_that_fails_before_its_commit_leaves_no_file(ask, orders, lake, monkeypatch):
+    def fail(*_):
+        raise LakeError("sales.orders", "its manifests cannot be written")
+
+    before = files_below(lake)
+    monkeypatch.setattr(record_appends, "commit_change", fail)
+
+    assert ask("WRITE", **orders, records=[{"id": 1}])["error"]["code"] == "UNAVAILABLE"
+    assert files_below(lake) == before
+
+
+def test_table_that_was_made_version_3_is_refused_by_name_before_anything_is_written(ask, orders, stored, lake):
+    ask("WRITE", **orders, records=[{"id": 1}])
+    upgraded(stored().catalog, "sales.orders")
+    before = files_below(lake)
+
+    refused = [ask("WRITE", **orders, records=[{"id": 2}]), ask("COMPACT", **orders, force=True)]
+
+    assert [(each["error"]["code"], each["error"]["retryable"]) for each in refused] == [
+        ("TABLE_UNREADABLE", False)
+    ] * 2
+    assert "it has format version 3" in refused[0]["error"]["message"]
+    assert files_below(lake) == before
+    assert ask("QUERY", **orders, sql="SELECT id FROM orders")["rows"] == [[1]]
 
 
 def test_two_writers_with_one_key_at_once_write_once(operations, orders, stored_ids, lake):

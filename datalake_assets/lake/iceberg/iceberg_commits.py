@@ -42,6 +42,7 @@ from datalake_assets.errors import (
     UploadGone,
 )
 from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.iceberg.catalog_commits import check_format, commit_updates
 from datalake_assets.lake.iceberg.commit_records import (
     CommitDocument,
     CommitRecord,
@@ -64,7 +65,7 @@ from datalake_assets.lake.iceberg.iceberg_views import (
     TableView,
     position_as_said,
 )
-from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, commit_updates
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets.lake.store.base import StagedFile, Store
 
 __all__ = ["commit_together", "undo_interrupted"]
@@ -122,6 +123,8 @@ def commit_together(folder: TablePlace, changes: Mapping[str, Change]) -> TableV
     work = _Work(changes)
     view = folder.seen()
     try:
+        if view.table is not None:
+            check_format(view.table)
         if work.first.kind in {"append", "replay", "merge"}:
             view.check_not_rolled_back()
         planned = _planned(work, view)
@@ -356,7 +359,7 @@ def _remove_version(folder: TablePlace, key: str, view: TableView) -> TableView:
         if number in view.versions:
             updates.append(RemoveSnapshotRefUpdate(ref_name=key))
         with contextlib.suppress(CommitConflict), talking(folder.store):
-            commit_updates(table, updates, (), is_there=lambda: False)
+            commit_updates(table, updates, (), is_there=lambda: f"{REMOVED}{key}" in table.properties)  # noqa: B023  called at once
             break
         view = folder.view()
         if view.manifest(key).deleted:
@@ -422,7 +425,9 @@ def _was_made(folder: TablePlace, document: CommitDocument) -> bool:
         change = TableChange(Operation.APPEND, summary={KIND: "fence", COMMIT: folder.new_id()})
         with contextlib.suppress(CommitConflict), talking(folder.store):
             commit_change(view.table, change, manifests=folder.reader(view.table))
-            return _is_there(folder, folder.view(), document)
+            return _is_there(
+                folder, folder.view_of(view.table), document
+            )  # as the fence left it: who reads may be late
     raise TransientStoreError(folder.feed.path, "other writers kept committing while one was being undone")
 
 

@@ -26,13 +26,14 @@ from datalake_assets.errors import (
     UnreadableFile,
     unforeseen_text,
 )
+from datalake_assets.lake.iceberg.catalog_commits import delete_quietly, table_text
 from datalake_assets.lake.iceberg.iceberg_catalogs import catalog_failures
 from datalake_assets.lake.iceberg.iceberg_planning import IsClosed, RewriteGroup, TablePlan, never_closed, plan_table
 from datalake_assets.lake.iceberg.iceberg_rewriting import Rewriting, RewrittenFiles
 from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.named_files import FILES, files_property
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles, may_lack_columns
-from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly, table_text
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets.parquet.rewrite_settings import AS_LARGE, COPY_BYTES, RewriteSettings, Verify
 from datalake_assets.parquet.writer import ROW_GROUP_BYTES, ParquetSettings
 
@@ -351,7 +352,7 @@ class _Compaction:
                 return
             self._table.refresh()
             head = SnapshotFiles(self._table.metadata, self._manifests, self._table.current_snapshot())
-            for each in [each for each in waiting if not self._holds(each, head)]:
+            for each in [each for each in waiting if not self._holds(each, head, sequence_number)]:
                 waiting.remove(each)
                 self._discard(each)
                 self._report.dropped += 1
@@ -368,8 +369,8 @@ class _Compaction:
         if waiting:
             raise CommitConflict(table_text(self._table), "others committed without pause")
 
-    def _holds(self, done: _Done, head: SnapshotFiles) -> bool:
-        """Whether what was read is what the newest snapshot has."""
+    def _holds(self, done: _Done, head: SnapshotFiles, sequence_number: int) -> bool:
+        """Whether what was read is what the newest snapshot has; outputs will have that sequence number."""
         spec_id = self._table.metadata.default_spec_id
         if any(file.spec_id != spec_id for file in done.files.outputs):
             return False
@@ -380,8 +381,10 @@ class _Compaction:
             if set(file.deletes) - set(there.deletes):  # rolled back
                 return False
             moved = file.file.spec_id != spec_id
-            # an equality delete that came since applies to the outputs, too, which are in the same partition
-            if any(moved or not each.is_equality for each in set(there.deletes) - set(file.deletes)):
+            # an equality delete that came since applies to the outputs, too, which are in the same partition; one of
+            # another line of snapshots, which somebody made the current one, may be older than they are
+            came = set(there.deletes) - set(file.deletes)
+            if any(moved or not each.is_equality or each.sequence_number <= sequence_number for each in came):
                 return False
         return True
 

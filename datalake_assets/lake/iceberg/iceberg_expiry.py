@@ -36,16 +36,10 @@ from pyiceberg.table.update import (
 from pyiceberg.utils.properties import property_as_bool
 
 from datalake_assets.errors import ConfigError, CorruptLake, LakeError
+from datalake_assets.lake.iceberg.catalog_commits import check_format, commit_updates, delete_quietly, table_text
 from datalake_assets.lake.iceberg.manifests import Manifests, entries_of, manifests_of
 from datalake_assets.lake.iceberg.object_reads import LeanIO
-from datalake_assets.lake.iceberg.transactions import (
-    ENTRIES_PER_MANIFEST,
-    TableChange,
-    commit_change,
-    commit_updates,
-    delete_quietly,
-    table_text,
-)
+from datalake_assets.lake.iceberg.transactions import ENTRIES_PER_MANIFEST, TableChange, commit_change
 
 __all__ = ["Expiry", "Orphan", "Orphans", "expire_snapshots", "remove_orphans", "rewrite_manifests"]
 
@@ -96,11 +90,12 @@ def expire_snapshots(
     Raises:
         CommitConflict: A branch or tag was moved meanwhile; nothing was changed.
         AmbiguousWrite: The catalog's answer was lost; no file was deleted.
-        LakeError: The table forbids it (``gc.enabled``).
+        LakeError: The table forbids it (``gc.enabled``), or its format is too new.
     """
     if keep_last < 1:
         raise ConfigError(f"keep_last is {keep_last}: at least one snapshot of a branch stays")
     table.refresh()
+    check_format(table)
     _check_gc(table)
     metadata = table.metadata
     retained = _retained(metadata, older_than, keep_last, now or datetime.now(UTC))

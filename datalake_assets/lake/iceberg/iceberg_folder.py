@@ -22,6 +22,7 @@ from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import CommitConflict, ConfigError, TransientStoreError
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog
+from datalake_assets.lake.iceberg.catalog_commits import check_format, commit_updates, delete_quietly
 from datalake_assets.lake.iceberg.commit_records import leaving
 from datalake_assets.lake.iceberg.iceberg_catalogs import (
     chooses_location,
@@ -32,10 +33,10 @@ from datalake_assets.lake.iceberg.iceberg_catalogs import (
     talking,
 )
 from datalake_assets.lake.iceberg.iceberg_commits import commit_together
+from datalake_assets.lake.iceberg.iceberg_planning import why_too_new
 from datalake_assets.lake.iceberg.iceberg_schemas import Parted, fresh_ids, is_storable, partition_spec, with_field_ids
 from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path, path_in_table
 from datalake_assets.lake.iceberg.manifests import Manifests
-from datalake_assets.lake.iceberg.transactions import commit_updates, delete_quietly
 from datalake_assets.lake.layout import FeedFolder, folder_store
 from datalake_assets.lake.store.base import Store
 
@@ -105,6 +106,9 @@ class IcebergFolder(FeedFolder):
 
     def why_final(self, key: str) -> str:
         """Implements `FeedFolder`: a merge is a snapshot on the newest, and what is not of that stays as it is."""
+        table = self.seen().table
+        if table is not None and (reason := why_too_new(table.metadata)):
+            return reason
         if self.by is not None or self.seen().is_read_from_head(key):
             return ""
         return "is of a version that is not the newest"
@@ -198,6 +202,7 @@ class IcebergFolder(FeedFolder):
             if table is None:
                 table = self._create(schema, time_column)
                 self.cell["view"] = self.view_of(table)
+            check_format(table)
             self._check_spec(table, time_column)
             new = [column for column in schema if column.name not in table.schema().column_names]
             if not new:
@@ -337,7 +342,9 @@ class _IcebergLog(PartitionLog):
         return Loaded(None, self._folder.seen().manifest(self._key))
 
     def settle(self, loaded: Loaded) -> Loaded:
-        """Implements `PartitionLog`: there is nothing to settle in a snapshot."""
+        """Implements `PartitionLog`: nothing is to settle in a snapshot; what can't be written is refused."""
+        if (table := self._folder.seen().table) is not None:
+            check_format(table)
         return loaded
 
     def commit(self, change: Change, *, base: Loaded | None = None) -> tuple[Loaded, bool]:  # noqa: ARG002

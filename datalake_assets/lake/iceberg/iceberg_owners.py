@@ -26,9 +26,10 @@ from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake, Fol
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import IcebergTableSource
 from datalake_assets.lake.adopted.owners import lake_id
+from datalake_assets.lake.iceberg.catalog_commits import commit_updates
 from datalake_assets.lake.iceberg.iceberg_catalogs import OWNER, load_others_table, metadata_table, talking
 from datalake_assets.lake.iceberg.iceberg_planning import why_too_new
-from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, commit_updates
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets.lake.layout import folder_store, parse_address
 from datalake_assets.lake.store.base import Store
 

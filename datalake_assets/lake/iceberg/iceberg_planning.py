@@ -22,9 +22,9 @@ from datalake_assets.core.compaction.plan import CompactionRules, LeftAlone, pla
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.wording import files_text
 from datalake_assets.errors import LakeError
+from datalake_assets.lake.iceberg.catalog_commits import NEWEST_FORMAT, table_text
 from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile, PartitionId, SnapshotFiles
-from datalake_assets.lake.iceberg.transactions import NEWEST_FORMAT, table_text
 
 __all__ = ["IsClosed", "PartitionPlan", "RewriteGroup", "TablePlan", "never_closed", "plan_table", "why_too_new"]
 

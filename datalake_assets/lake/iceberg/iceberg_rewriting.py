@@ -32,11 +32,11 @@ from pyiceberg.typedef import Record
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import CorruptLake
+from datalake_assets.lake.iceberg.catalog_commits import delete_quietly, table_text
 from datalake_assets.lake.iceberg.data_files import data_file_of
 from datalake_assets.lake.iceberg.object_reads import Fetching, open_native, read_blocks
 from datalake_assets.lake.iceberg.present_rows import PresentRows, SameShape, same_fields
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile
-from datalake_assets.lake.iceberg.transactions import delete_quietly, table_text
 from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.decoding import open_parquet
 from datalake_assets.parquet.fingerprint import same_values

@@ -26,10 +26,11 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError, LakeUnavailable
+from datalake_assets.lake.iceberg.catalog_commits import delete_quietly
 from datalake_assets.lake.iceberg.iceberg_catalogs import catalog_failures
 from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles
-from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 
 __all__ = [
     "Appended",
@@ -195,7 +196,7 @@ class RecordAppend:
         except CommitConflict as error:
             self._discard()
             raise CommitConflict(self._name, "other writers came first every time; nothing was written") from error
-        except KeyReused:
+        except LakeError:  # an ambiguous one keeps the files
             self._discard()
             raise
         raise AssertionError

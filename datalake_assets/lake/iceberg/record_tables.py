@@ -26,6 +26,7 @@ from datalake_assets.core.compaction.plan import CompactionRules
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots, remove_orphans
+from datalake_assets.lake.iceberg.iceberg_planning import why_too_new
 from datalake_assets.lake.iceberg.named_files import SnapshotFile, named_files
 from datalake_assets.lake.iceberg.object_reads import open_native, open_sized
 from datalake_assets.lake.iceberg.record_appends import (
@@ -80,7 +81,7 @@ class NoSuchPartitionField(ConfigError):
 
 
 class UnreadableTable(LakeError):
-    """The table is in a form that is not read here."""
+    """The table is in a form that is not read, or not written, here."""
 
     default_cure = "read it with that engine, or have it rewrite the table's files"
 
@@ -314,7 +315,9 @@ class RecordTable:
             TooManyPartitions: The rows are spread too widely.
             CommitConflict: Other writers came first every time; nothing was written.
             AmbiguousWrite: It may have been written: only a repetition with the same key is safe.
+            UnreadableTable: Another engine made the table's format one that is not written here.
         """
+        self._check_format()
         return RecordAppend(self._table, self.name, rows, key, profile).run()
 
     def compact(
@@ -333,7 +336,9 @@ class RecordTable:
             NoSuchPartitionField: The table has no such field.
             CommitConflict: Others committed without pause.
             AmbiguousWrite: The catalog's answer was lost; the rows are the same in either case.
+            UnreadableTable: Another engine made the table's format one that is not written here.
         """
+        self._check_format()
         unknown = only.keys() - {each.name for each in self.partitions}
         if unknown:
             raise NoSuchPartitionField(self.name, f"it is not partitioned by {min(unknown)!r}")
@@ -376,7 +381,9 @@ class RecordTable:
         Raises:
             CommitConflict: Somebody else committed meanwhile; nothing was changed.
             AmbiguousWrite: The catalog's answer was lost; no file was deleted.
+            UnreadableTable: Another engine made the table's format one that is not written here.
         """
+        self._check_format()
         with self._restated():
             return expire_snapshots(self._table, older_than=older_than, now=now)
 
@@ -388,6 +395,10 @@ class RecordTable:
         """
         with self._restated():
             return len(remove_orphans(self._table, older_than=older_than, now=now).removed)
+
+    def _check_format(self) -> None:
+        if reason := why_too_new(self._table.metadata):
+            raise UnreadableTable(self.name, reason, cure="write and compact it with the engine that made it so")
 
     @contextmanager
     def _restated(self) -> Iterator[None]:

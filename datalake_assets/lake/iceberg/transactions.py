@@ -16,14 +16,12 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import cast
 
 from pyiceberg.avro.codecs import AvroCompressionCodec
-from pyiceberg.exceptions import CommitFailedException, ValidationException
-from pyiceberg.io import FileIO
 from pyiceberg.manifest import (
     DataFile,
     ManifestContent,
@@ -37,30 +35,25 @@ from pyiceberg.manifest import (
 from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table, TableProperties
-from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRef
 from pyiceberg.table.snapshots import Operation, Snapshot, SnapshotSummaryCollector, Summary
 from pyiceberg.table.update import (
     AddSnapshotUpdate,
     AssertRefSnapshotId,
-    AssertTableUUID,
     RemovePropertiesUpdate,
     SetPropertiesUpdate,
     SetSnapshotRefUpdate,
-    TableRequirement,
     TableUpdate,
 )
-from pyiceberg.utils.properties import property_as_bool
 
-from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError
+from datalake_assets.errors import CommitConflict
+from datalake_assets.lake.iceberg.catalog_commits import check_format, commit_updates, delete_quietly, table_text
 from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter, Manifests
 
-__all__ = ["TableChange", "commit_change", "commit_updates", "delete_quietly", "table_text"]
+__all__ = ["TableChange", "commit_change"]
 
 logger = logging.getLogger(__name__)
 
-#: Newest version of the format that pyiceberg writes manifests for. In version 3, rows have ids to keep.
-NEWEST_FORMAT = 2
 #: So many manifests of one size are merged into one of the next size, which holds so many times as many files.
 MERGE_MANIFESTS = 32
 #: A manifest of more files is left as it is: a reader that wants few of them skips it, or reads it in good time.
@@ -75,11 +68,6 @@ _TOTALS = (
     ("total-position-deletes", "added-position-deletes", "removed-position-deletes"),
     ("total-equality-deletes", "added-equality-deletes", "removed-equality-deletes"),
 )
-
-
-def table_text(table: Table) -> str:
-    """The table's name, for a person."""
-    return ".".join(table.name())
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +116,8 @@ def commit_change(
             deleted.
         LakeError: The table's format is too new.
     """
+    check_format(table)
     metadata = table.metadata
-    if metadata.format_version > NEWEST_FORMAT:
-        reason = f"it has format version {metadata.format_version}; what is written here is version {NEWEST_FORMAT}"
-        raise LakeError(table_text(table), reason, cure="write it with the engine that made it")
     builder = _Builder(table, change, manifests or Manifests(table.io), branch)
     try:
         snapshot = builder.snapshot()
@@ -169,75 +155,6 @@ def commit_change(
         len(change.removed),
     )
     return snapshot
-
-
-def commit_updates(
-    table: Table,
-    updates: Sequence[TableUpdate],
-    requirements: Sequence[TableRequirement],
-    *,
-    is_there: Callable[[], bool],
-) -> None:
-    """Has the catalog apply updates if the requirements hold; once.
-
-    Args:
-        table: Knows the result afterwards.
-        updates: What is to change.
-        requirements: Besides that it is the same table.
-        is_there: Whether the table, loaded again, has the change: it settles a lost answer.
-
-    Raises:
-        CommitConflict: A requirement does not hold; nothing was changed.
-        AmbiguousWrite: The answer was lost, and the table does not have the change (yet).
-    """
-    before = table.metadata
-    same_table = AssertTableUUID(uuid=before.table_uuid)
-    try:
-        response = table.catalog.commit_table(table, (same_table, *requirements), tuple(updates))
-    except (CommitFailedException, ValidationException) as error:
-        if not _settled(table, is_there, error):
-            raise CommitConflict(table_text(table), f"another writer came first ({_line(error)})") from error
-    except Exception as error:
-        if not _settled(table, is_there, error):
-            raise AmbiguousWrite(table_text(table), f"the catalog's answer was lost ({_line(error)})") from error
-    else:
-        table.metadata, table.metadata_location = response.metadata, response.metadata_location
-    _delete_old_metadata(table, before)
-
-
-def delete_quietly(io: FileIO, paths: Iterable[str]) -> None:
-    """Deletes files that nothing names; what is left over is an orphan, for later."""
-    for path in paths:
-        try:
-            io.delete(path)
-        except Exception as error:  # noqa: BLE001  each file system has errors of its own
-            logger.warning("%s could not be deleted, and is left for the removal of orphans: %s", path, _line(error))
-
-
-def _settled(table: Table, is_there: Callable[[], bool], error: Exception) -> bool:
-    try:
-        table.refresh()
-    except Exception as unreachable:
-        raise AmbiguousWrite(table_text(table), f"the catalog's answer was lost ({_line(error)})") from unreachable
-    return is_there()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _delete_old_metadata(table: Table, before: TableMetadata) -> None:
-    """Deletes metadata files that have left the log, where the table says so (Iceberg's table property)."""
-    wanted = property_as_bool(
-        table.metadata.properties,
-        TableProperties.METADATA_DELETE_AFTER_COMMIT_ENABLED,
-        TableProperties.METADATA_DELETE_AFTER_COMMIT_ENABLED_DEFAULT,
-    )
-    if wanted:
-        kept = {entry.metadata_file for entry in table.metadata.metadata_log}
-        delete_quietly(
-            table.io, sorted({entry.metadata_file for entry in before.metadata_log} - kept - {table.metadata_location})
-        )
 
 
 def _new_head(ref: SnapshotRef | None, branch: str, snapshot_id: int) -> SetSnapshotRefUpdate:

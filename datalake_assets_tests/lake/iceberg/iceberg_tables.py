@@ -106,12 +106,19 @@ def data_paths(table: Table) -> list[str]:
 
 
 def version_3(catalog: SqlCatalog) -> Table:
-    """A table of the format's third version, which pyiceberg reads and does not create."""
-    path = Path(urlsplit(create(catalog, "v2").metadata_location).path)
+    """A table of the format's third version."""
+    create(catalog, "v3")
+    return upgraded(catalog, "n.v3")
+
+
+def upgraded(catalog: SqlCatalog, name: str) -> Table:
+    """The table once another engine has made it one of the format's third version, which pyiceberg only reads."""
+    path = Path(urlsplit(catalog.load_table(name).metadata_location).path)
     metadata = json.loads(path.read_text()) | {"format-version": 3, "next-row-id": 0}
     newer = path.with_name("v3.metadata.json")
     newer.write_text(json.dumps(metadata))
-    return catalog.register_table("n.v3", f"file://{newer}")
+    catalog.drop_table(name)
+    return catalog.register_table(name, f"file://{newer}")
 
 
 def rules(**changed: object) -> CompactionRules:

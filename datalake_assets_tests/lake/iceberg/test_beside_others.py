@@ -11,7 +11,7 @@ import pytest
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import SetSnapshotRefUpdate
 
-from datalake_assets.errors import ConfigError
+from datalake_assets.errors import ConfigError, LakeError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.iceberg import iceberg_commits
 from datalake_assets.lake.iceberg.commit_records import CommitRecord
@@ -22,8 +22,8 @@ from datalake_assets.lake.store.s3_access import CatalogAccess
 from datalake_assets.lake.tables import open_table
 from datalake_assets.testing.tables import FORCE, ids_of
 from datalake_assets_tests.lake.feeds import numbered, rows, stream_feed, stream_of, table_feed, table_of
-from datalake_assets_tests.lake.iceberg.iceberg_feeds import ids_seen, seen_by_others
-from datalake_assets_tests.lake.iceberg.iceberg_tables import delete_rows
+from datalake_assets_tests.lake.iceberg.iceberg_feeds import catalog_of, ids_seen, seen_by_others
+from datalake_assets_tests.lake.iceberg.iceberg_tables import delete_rows, upgraded
 
 
 @pytest.fixture
@@ -189,6 +189,29 @@ def test_table_that_was_rolled_back_is_not_written_as_if_nothing_was_missing(loc
         land(local_store, feed, range(12))
 
     assert ids_of(open_table(local_store, feed)) == ids_seen(local_store) == list(range(5))
+
+
+def test_table_that_was_made_version_3_is_read_and_refused_before_anything_is_written(local_store, feed):
+    land(local_store, feed, range(5))
+    land(local_store, feed, range(5, 10))
+    with catalog_of(local_store) as catalog:
+        upgraded(catalog, "streams.s")
+    table, before = open_table(local_store, feed), sorted(Path(local_store.uri).rglob("*.parquet"))
+
+    for change in (
+        lambda: land(local_store, feed, range(10, 15)),
+        lambda: table.compact("2025-01-01", FORCE),
+        lambda: table.delete_rows("2025-01-01", "id = 3"),
+        lambda: table.expire(all_past=True),
+    ):
+        with pytest.raises(LakeError, match="it has format version 3"):
+            change()
+        assert sorted(Path(local_store.uri).rglob("*.parquet")) == before
+
+    assert table.compaction_plan("2025-01-01", FORCE).groups == ()
+    assert list(table.verify(deep=True)) == []
+    table.repair()
+    assert ids_of(table) == list(range(10))
 
 
 def test_pull_leaves_no_files_of_days_that_are_as_they_were(local_store):

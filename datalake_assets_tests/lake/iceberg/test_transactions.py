@@ -6,11 +6,11 @@ import pytest
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestWriterV2, write_manifest
-from pyiceberg.table import Table
+from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table.snapshots import Operation, Summary, update_snapshot_summaries
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError
-from datalake_assets.lake.iceberg import transactions
+from datalake_assets.lake.iceberg import catalog_commits, transactions
 from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets_tests.lake.iceberg.iceberg_tables import (
@@ -149,6 +149,35 @@ def test_what_may_have_been_committed_is_not_deleted(catalog, monkeypatch):
     with pytest.raises(AmbiguousWrite, match="the catalog's answer was lost"):
         commit_change(table, TableChange(Operation.APPEND, files))
     assert len(files_on_disk(table) - before) == 2  # a manifest, and the list of manifests
+
+
+def test_a_refusal_that_nothing_explains_is_none(catalog, monkeypatch):
+    """A gateway repeats a request that was done; what is read then may be of a replica that has not heard of it."""
+    monkeypatch.setattr(catalog_commits, "STALE_S", 0.1)
+    table, late = create(catalog), catalog.load_table("n.t")
+    before = files_on_disk(table)
+    commit_table = catalog.commit_table
+
+    def commit_and_refuse(*given):
+        commit_table(*given)
+        raise CommitFailedException("Requirement failed: branch main has changed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(catalog, "commit_table", commit_and_refuse)
+        patched.setattr(catalog, "load_table", lambda _: late)
+        with pytest.raises(AmbiguousWrite, match="shows the table as it was before"):
+            append(table, 0)
+
+    assert ids(catalog.load_table("n.t")) == [0, 1, 2, 3]
+    assert before < files_on_disk(table)
+
+
+def test_an_answer_without_the_commit_is_not_taken_for_it(catalog, monkeypatch):
+    table = create(catalog)
+    as_before = CommitTableResponse(metadata=table.metadata, metadata_location=table.metadata_location)
+    monkeypatch.setattr(catalog, "commit_table", lambda *_: as_before)
+    with pytest.raises(AmbiguousWrite, match="lacks what it says it has committed"):
+        append(table, 0)
 
 
 def test_manifests_stay_few(catalog, monkeypatch):
