@@ -308,9 +308,7 @@ class AskedFiles:
         try:
             with self._sending:
                 self._socket.sendall(_QUESTION.pack(number, file, offset, length))
-        except (
-            OSError
-        ):  # the parent has gone; whoever listens may have seen so before this question was there, or after
+        except OSError:  # the parent has gone; whoever listens saw so before this question was there, or after
             with self._lock:
                 unanswered = self._answers.pop(number, None)
             if unanswered is not None:
