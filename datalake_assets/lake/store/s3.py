@@ -1,9 +1,9 @@
 """A lake in a bucket: `Store` by three clients, each for what it does best.
 
 As measured: boto3 writes, because a commit must know exactly what became of a write (obstore reports a 409 as "already
-exists", and a lost answer like any other error) and because only boto3 hands out upload ids; obstore reads and lists,
-two to four times as fast; Arrow's own filesystem scans. boto3's own retries are off: they would repeat writes whose
-answer was lost.
+exists", and a lost answer like any other error) and because only boto3 hands out upload ids; obstore reads, two to four
+times as fast; Arrow's own filesystem scans. Listings are read here (`datalake_assets.lake.store.s3_listing`). boto3's
+own retries are off: they would repeat writes whose answer was lost.
 
 A staged file is a multipart upload that is not completed: invisible, and as durable as the bucket. The bucket's
 lifecycle rules must leave such uploads alone for days. Deletes go by the thousand; objects that other writers may be
@@ -49,6 +49,7 @@ from datalake_assets.lake.store.s3_clients import (
     read_failed,
     write_failed,
 )
+from datalake_assets.lake.store.s3_listing import S3Listing
 from datalake_assets.lake.store.s3_uploads import S3Parts, UploadWriter, content_md5, open_uploads, unquoted
 from datalake_assets.retrying import attempts
 
@@ -127,7 +128,6 @@ SAME_CLOCK = timedelta(seconds=3)
 TIMEOUT_S = 30.0
 ATTEMPTS = 4
 RETRY_TIMEOUT_S = 60.0
-LIST_PAGE = 1000  # S3 limit: keys in one ListObjectsV2 page (AWS API reference)
 HEAD_THREADS = 16
 logger = logging.getLogger(__name__)
 _proven: set[tuple[str, str | None]] = set()  # lakes that passed `probe` in this process
@@ -160,11 +160,12 @@ class S3Store:
         self._clients = S3Clients(bucket, prefix, s3=s3, timeout_s=timeout_s, lake=self._uri)
         self._boto, self._obstore = self._clients.boto, self._clients.obstore
         self._clients.count_requests(self._requests)
+        self._listing = self._clients.listing(self._full(""), counted=partial(self._requests.add, "list"))
         self._deletes = S3Deletes(self._boto, bucket, lake=self._uri, send=self._send)
         self._parts = S3Parts(self._boto, bucket, lake=self._uri, full=self._full, send=self._send)
         self._draining = threading.Lock()
         self._skew: timedelta | None = None
-        weakref.finalize(self, _close, self._boto, self._parts.executor)
+        weakref.finalize(self, _close, self._boto, self._parts.executor, self._listing)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
@@ -266,14 +267,12 @@ class S3Store:
         return self._list(check_prefix(prefix))
 
     def _list(self, prefix: str) -> Iterator[ObjectInfo]:
-        self._requests.add("list")
-        try:
-            for page in obstore.list(self._obstore, prefix or None, chunk_size=LIST_PAGE):
-                if len(page) == LIST_PAGE:
-                    self._requests.add("list")
-                yield from (_info(meta) for meta in page if not is_reserved(meta["path"]))
-        except READ_ERRORS as error:
-            raise read_failed(error, where=self._where(prefix), lake=self.uri) from error
+        after, goes_on = "", True
+        while goes_on:
+            ask = partial(self._listing.page, f"{prefix}/" if prefix else "", after=after)
+            found, after = self._send(ask, key=prefix, repeatable=True)
+            yield from (info for info in found if not is_reserved(info.key))
+            goes_on = bool(after)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Implements `Store.keys`."""
@@ -281,12 +280,8 @@ class S3Store:
 
     def beginning(self, key: str) -> Sequence[ObjectInfo]:
         """Implements `Store.beginning` with one request."""
-        bucket, full = self._bucket, self._full(check_key(key))
-        self._requests.add("list")
-        answer = self._send(
-            lambda: self._boto.list_objects_v2(Bucket=bucket, Prefix=full, Delimiter="/"), key=key, repeatable=True
-        )
-        return [_listed(each, len(self._full(""))) for each in answer.get("Contents", ())]
+        ask = partial(self._listing.page, check_key(key), delimiter="/")
+        return self._send(ask, key=key, repeatable=True)[0]
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete by the thousand; an error for a single key, inside an answer of 200, counts."""
@@ -419,16 +414,10 @@ class S3Store:
         _proven.add(lake)
 
 
-def _close(client: Any, uploads: ThreadPoolExecutor) -> None:
+def _close(client: Any, uploads: ThreadPoolExecutor, listing: S3Listing) -> None:
     uploads.shutdown(wait=False)
     client.close()
-
-
-def _listed(entry: Any, strip: int) -> ObjectInfo:
-    """An object as boto3 lists it."""
-    return ObjectInfo(
-        entry["Key"][strip:], entry["Size"], unquoted(entry["ETag"]), entry["LastModified"].astimezone(UTC)
-    )
+    listing.close()
 
 
 def _info(meta: Any) -> ObjectInfo:

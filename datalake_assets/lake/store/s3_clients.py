@@ -28,6 +28,7 @@ import obstore.exceptions
 import obstore.store
 from botocore import exceptions
 from botocore.config import Config
+from botocore.httpsession import URLLib3Session
 from botocore.loaders import Loader, create_loader
 from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -45,6 +46,7 @@ from datalake_assets.errors import (
 )
 from datalake_assets.lake.store.base import RequestClass, RequestCounts
 from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.lake.store.s3_listing import S3Listing
 from datalake_assets.lake.store.s3_objects import CONNECT_TIMEOUT_S, READ_RETRIES, open_objects
 from datalake_assets.network import Proxy, route_to
 
@@ -176,6 +178,19 @@ class S3Clients:
         """Counts boto3's requests from now on, each attempt."""
         self.boto.meta.events.register("before-send.s3", functools.partial(_count, requests))
         self.boto.meta.events.register("before-send.s3.PutObject", _send_at_once)
+
+    def listing(self, root: str, *, counted: Callable[[], object]) -> S3Listing:
+        """Lists the bucket below ``root``, with a session of its own; ``counted`` is called before each request."""
+        assert self._credentials is not None  # noqa: S101  for mypy: checked at construction
+        proxy = self._route.proxy
+        session = URLLib3Session(
+            verify=self._authorities or True,  # type: ignore[arg-type]  # it may be a file, which the stubs don't know
+            proxies=dict.fromkeys(_SCHEMES, proxy.url) if proxy else {},
+            timeout=(CONNECT_TIMEOUT_S, self._timeout_s),  # type: ignore[arg-type]  # as botocore gives it itself
+            max_pool_connections=CONNECTIONS,
+        )
+        url = f"{self.boto.meta.endpoint_url.rstrip('/')}/{self._bucket}"
+        return S3Listing(url, root, region=self.region, credentials=self._credentials, session=session, counted=counted)
 
     def server_time(self) -> datetime:
         """The Date header of an answer, even of a refusal; aware UTC."""
@@ -377,14 +392,10 @@ def write_failed(error: BaseException, *, where: str, lake: str, repeatable: boo
 
 
 def read_failed(error: BaseException, *, where: str, lake: str) -> LakeError:
-    """What a read or a listing through obstore came to, after its bounded repeats."""
+    """What a read through obstore came to, after its bounded repeats."""
     answer = _Answer.of(error)
     if isinstance(error, FileNotFoundError) and answer.code != "NoSuchBucket":
         return ObjectNotFound(where)
-    if "path segment" in str(error):
-        return CorruptLake(
-            where, "an object below has an empty, '.' or '..' name in its key", cure="delete or rename it"
-        )
     return _unavailable(error, answer, where=where, lake=lake)
 
 
