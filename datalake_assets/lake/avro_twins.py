@@ -177,6 +177,7 @@ def _made(folder: FeedFolder, key: str, file: DataFile) -> bool:
     from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415
     from datalake_assets.parquet.avro_writer import AvroFileWriter  # noqa: PLC0415
     from datalake_assets.parquet.decoding import open_parquet, tables  # noqa: PLC0415
+    from datalake_assets.parquet.failed_requests import answered  # noqa: PLC0415
     from datalake_assets.parquet.schemas import conform_table  # noqa: PLC0415
 
     state = folder.state.load()
@@ -187,7 +188,7 @@ def _made(folder: FeedFolder, key: str, file: DataFile) -> bool:
     with folder.store.stage(_key(folder, key, file.name)) as sink:
         writer, rows = AvroFileWriter(sink, schema), 0
         try:
-            with store.filesystem().open_input_file(store.path(at)) as source:
+            with answered(at), store.filesystem().open_input_file(store.path(at)) as source:
                 for table in tables(open_parquet(source)):
                     rows += table.num_rows
                     for batch in conform_table(table, schema).combine_chunks().to_batches():

@@ -20,6 +20,7 @@ from datalake_assets.core.feed_state import FeedState
 from datalake_assets.errors import CorruptLake, ObjectNotFound, PreconditionFailed
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.swap import retried
+from datalake_assets.parquet.failed_requests import answered
 
 __all__ = ["DeletedKeys"]
 
@@ -124,7 +125,7 @@ class DeletedKeys:
         if not key:
             return
         try:
-            with self._store.filesystem().open_input_file(self._store.path(key)) as source:
+            with answered(key), self._store.filesystem().open_input_file(self._store.path(key)) as source:
                 for batch in pq.ParquetFile(source).iter_batches(BATCH_ROWS):
                     # Parquet has no seconds: times come back in milliseconds
                     yield batch.cast(self._schema)

@@ -51,6 +51,7 @@ from datalake_assets.lake.sql_gate import SqlRefused
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.parquet.decodable import ROW_GROUPS_HELD
+from datalake_assets.parquet.failed_requests import failed_request
 from datalake_assets.parquet.rewrite import Rewritten, rewrite
 from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.writer import ParquetSettings
@@ -226,6 +227,8 @@ class _Partition:
             key = self._log.key_of(file.name)
             if self._folder.data_store.head(key) is None:
                 raise CorruptLake(key, "a committed file is gone", cure="look with 'datalake verify'") from error
+            if (failure := failed_request(error, key)) is not None:
+                raise failure from error
             if isinstance(error, DatalakeError):
                 raise
             raise CorruptLake(key, f"cannot be read: {' '.join(str(error).split())}") from error

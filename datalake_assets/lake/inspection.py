@@ -181,9 +181,10 @@ def content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator
 
     from datalake_assets.parquet.decodable import ROW_BYTES, too_large  # noqa: PLC0415
     from datalake_assets.parquet.decoding import open_parquet, tables  # noqa: PLC0415
+    from datalake_assets.parquet.failed_requests import answered  # noqa: PLC0415
 
     try:
-        with folder.data_store.filesystem().open_input_file(folder.data_store.path(name)) as opened:
+        with answered(name), folder.data_store.filesystem().open_input_file(folder.data_store.path(name)) as opened:
             yield from _digest(key, file, name, opened)
             opened.seek(0)
             parquet = open_parquet(opened)

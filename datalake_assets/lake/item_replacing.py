@@ -17,6 +17,7 @@ from datalake_assets.errors import CommitConflict, UnreadableFile
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.parquet.decoding import open_parquet, tables
+from datalake_assets.parquet.failed_requests import answered
 from datalake_assets.parquet.rolling import RollingWriter
 from datalake_assets.parquet.schemas import conform_table
 
@@ -135,6 +136,7 @@ def _opened(folder: FeedFolder, key: str, file: DataFile) -> Iterator[pq.Parquet
     store, at = folder.data_store, folder.file_key(key, file.name)
     with ExitStack() as opening:
         try:
+            opening.enter_context(answered(at))
             source = opening.enter_context(store.filesystem().open_input_file(store.path(at)))
             yield open_parquet(source)
         except (pa.ArrowException, OSError) as error:

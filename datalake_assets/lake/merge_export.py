@@ -43,6 +43,7 @@ from datalake_assets.lake.landing import OffsetsFence, Placement
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.merge_changes import Collecting, Round, Spool, Unwrapped, one_array
 from datalake_assets.parquet.decoding import open_parquet, tables
+from datalake_assets.parquet.failed_requests import answered
 from datalake_assets.parquet.schemas import conform_table
 
 __all__ = ["MergeExport"]
@@ -366,6 +367,7 @@ class _Opened:
         store = self._folder.data_store
         with ExitStack() as opening:
             try:
+                opening.enter_context(answered(self._at))
                 source = opening.enter_context(store.filesystem().open_input_file(store.path(self._at)))
                 parquet = open_parquet(source)
             except (pa.ArrowException, OSError) as error:

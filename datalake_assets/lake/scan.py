@@ -32,6 +32,7 @@ from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.parquet.adopted_footer import INT96_UNIT
 from datalake_assets.parquet.decoding import is_dense, open_parquet, tables
+from datalake_assets.parquet.failed_requests import failed_request
 from datalake_assets.parquet.schemas import conform_table
 from datalake_assets.parquet.stated_bounds import has_cut_bounds
 
@@ -316,6 +317,8 @@ def _expiry_named(snapshot: TableSnapshot, *, has_begun: bool) -> Iterator[None]
         if is_gone:
             cure = f"'datalake verify {snapshot.feed.name}' names what is missing"
             raise CorruptLake(snapshot.feed.path, f"a committed file is gone: {error}", cure=cure) from error
+        if (failure := failed_request(error, snapshot.feed.path)) is not None:
+            raise failure from error
         raise
 
 
@@ -357,6 +360,8 @@ def partition_footers(folder: FeedFolder, key: str, dataset: ds.FileSystemDatase
         except FileNotFoundError as error:
             raise SnapshotExpired(folder.feed.path, "a file was compacted or replaced during the read") from error
         except (OSError, pa.ArrowException) as error:
+            if (failure := failed_request(error, fragment.path)) is not None:
+                raise failure from error
             drift = f"cannot be read: {' '.join(str(error).split())}"
         if drift:
             drifts.append(Drift(fragment.path.rpartition("/")[2], drift))

@@ -15,6 +15,7 @@ from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.chunk_pages import decompresses
 from datalake_assets.parquet.decodable import ROW_BYTES, undecodable
 from datalake_assets.parquet.decoding import AT_HAND, failing_column, open_parquet, tables
+from datalake_assets.parquet.failed_requests import failed_request
 from datalake_assets.parquet.footer import TAIL_BYTES, Footer, footer_fault, parse_footer
 from datalake_assets.parquet.native import Depth, Part, load_kernel
 from datalake_assets.parquet.outputs import Vouched
@@ -372,4 +373,6 @@ def _translating(file: DataFile, explained: Callable[[str], str] = str) -> Itera
     except FileNotFoundError:
         raise
     except _READ_ERRORS as error:
+        if (failure := failed_request(error, file.name)) is not None:
+            raise failure from error
         raise UnreadableFile(file.name, explained(f"cannot be read: {str(error).splitlines()[0]}")) from error

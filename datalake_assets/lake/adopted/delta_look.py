@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property, partial
@@ -45,6 +46,7 @@ from datalake_assets.lake.adopted.delta_rows import (
     believed_columns,
     have_same_values,
     line_of,
+    opened,
     told_rows,
 )
 from datalake_assets.lake.scan import BoundedDataset
@@ -159,8 +161,6 @@ class DeltaLook:
         )
 
     def _all_counted(self, paths: Sequence[str]) -> Mapping[str, int]:
-        if not paths:
-            return {}
         with ThreadPoolExecutor(THREADS, thread_name_prefix="footers") as pool:
             return dict(zip(paths, pool.map(self._counted, paths), strict=True))
 
@@ -175,8 +175,8 @@ class DeltaLook:
         with self._opened(path) as source:
             return int(open_parquet(source).metadata.num_rows)
 
-    def _opened(self, path: str) -> pa.NativeFile:
-        return self._store.filesystem().open_input_file(self._store.path(self._key_of(path)))
+    def _opened(self, path: str) -> AbstractContextManager[pa.NativeFile]:
+        return opened(self._store, self._key_of(path))
 
     def _key_of(self, path: str) -> str:
         """A file's key in the store: the log has its path as a URI."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -19,12 +19,14 @@ from deltalake.exceptions import DeltaError
 from datalake_assets.core.rules import identifier
 from datalake_assets.lake.nested_scans import scanner_of
 from datalake_assets.lake.scan import BoundedDataset
+from datalake_assets.lake.store.base import Store
 from datalake_assets.parquet.adopted_footer import INT96_UNIT
 from datalake_assets.parquet.decoding import open_parquet, tables
+from datalake_assets.parquet.failed_requests import answered
 from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher
 from datalake_assets.parquet.schemas import conform_table
 
-__all__ = ["FarValue", "QueriedDataset", "believed_columns", "have_same_values", "line_of", "told_rows"]
+__all__ = ["FarValue", "QueriedDataset", "believed_columns", "have_same_values", "line_of", "opened", "told_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +129,14 @@ def _is_far(scalar: pa.Scalar) -> bool:
     return False
 
 
-Opens = Callable[[str], pa.NativeFile]
+Opens = Callable[[str], AbstractContextManager[pa.NativeFile]]
+
+
+@contextmanager
+def opened(store: Store, key: str) -> Iterator[pa.NativeFile]:
+    """A file of a table, until the context ends; a request that fails is told from a file that cannot be read."""
+    with answered(f"{store.uri}/{key}"), store.filesystem().open_input_file(store.path(key)) as source:
+        yield source
 
 
 def have_same_values(before: Iterable[str], after: Iterable[str], schema: pa.Schema, opens: Opens) -> bool:

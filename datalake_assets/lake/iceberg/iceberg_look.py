@@ -30,7 +30,7 @@ from datalake_assets.core.compaction.plan import (
 from datalake_assets.core.facts import FileChanges
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.partitions import FOLDER_ITSELF, PartitionBy, window_of
-from datalake_assets.errors import ConfigError, LakeError, UnreadableFile
+from datalake_assets.errors import ConfigError, LakeError, LakeUnavailable, TransientStoreError, UnreadableFile
 from datalake_assets.feed import Feed
 from datalake_assets.lake.iceberg.iceberg_owners import source_of
 from datalake_assets.lake.iceberg.iceberg_planning import plan_table, why_too_new
@@ -41,6 +41,7 @@ from datalake_assets.lake.iceberg.manifests import Manifests, entries_of, manife
 from datalake_assets.lake.iceberg.object_reads import LeanIO
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles
 from datalake_assets.lake.table import Difference, Logged
+from datalake_assets.parquet.failed_requests import failed_request
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -308,7 +309,11 @@ class IcebergLook:
                 pass
         except FileNotFoundError:
             return  # likewise
+        except (LakeUnavailable, TransientStoreError):
+            raise
         except (OSError, ValueError, LakeError) as error:
+            if (failure := failed_request(error, file.path)) is not None:
+                raise failure from error
             reason = error.reason if isinstance(error, UnreadableFile) else " ".join(str(error).split())
             yield Difference(key, "rows", name_in_table(self.table, file.path), f"cannot be read: {reason}")
 

@@ -32,6 +32,7 @@ from datalake_assets.lake.iceberg.iceberg_planning import why_too_new
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets.lake.layout import folder_store, parse_address
 from datalake_assets.lake.store.base import Store
+from datalake_assets.parquet.failed_requests import failed_request
 
 __all__ = ["check_owner", "load_adopted", "release_table", "source_of", "take_table"]
 
@@ -63,6 +64,8 @@ def load_adopted(store: Store, source: IcebergTableSource) -> Table:
     try:
         return metadata_table(store, f"file://{uri}" if "://" not in uri else uri)
     except (OSError, ValueError, KeyError, ValidationError) as error:
+        if (failure := failed_request(error, uri)) is not None:
+            raise failure from error
         raise CorruptLake(uri, f"it is not the metadata of an Iceberg table: {_line(error)}") from error
 
 

@@ -30,6 +30,7 @@ from datalake_assets.lake.nested_scans import scanner_of
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.table import Logged
 from datalake_assets.parquet.decoding import open_parquet
+from datalake_assets.parquet.failed_requests import failed_request
 
 __all__ = ["PresentDataset", "arrow_schema", "stated_footers", "told_of"]
 
@@ -203,6 +204,8 @@ def stated_footers(io: FileIO, files: Sequence[LiveFile]) -> Mapping[str, str]:
         except UnreadableFile as error:
             return error.reason
         except (pa.ArrowException, OSError, ValueError) as error:
+            if (failure := failed_request(error, file.path)) is not None:
+                raise failure from error
             return f"cannot be read: {' '.join(str(error).split())}"
         return ""
 

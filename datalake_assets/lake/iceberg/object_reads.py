@@ -32,6 +32,7 @@ from pyiceberg.manifest import DataFile
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.store.s3_objects import open_objects
 from datalake_assets.network import route_to
+from datalake_assets.parquet.failed_requests import UnansweredRead
 
 __all__ = ["Fetching", "LeanIO", "SizedObject", "open_native", "open_sized", "read_blocks", "read_whole"]
 
@@ -327,4 +328,4 @@ def _naming(location: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except BaseError as error:
-        raise OSError(f"{location} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise UnansweredRead(f"{location} cannot be read: {' '.join(str(error).split())[:200]}") from error

@@ -37,6 +37,7 @@ from datalake_assets.errors import UnreadableFile
 from datalake_assets.lake.iceberg.object_reads import Fetching, open_native
 from datalake_assets.lake.iceberg.snapshot_files import DeleteFile, LiveFile
 from datalake_assets.parquet.decoding import open_parquet, tables
+from datalake_assets.parquet.failed_requests import failed_request
 from datalake_assets.parquet.native import Part, load_kernel
 
 __all__ = ["PresentRows", "SameShape", "same_fields"]
@@ -130,6 +131,8 @@ class PresentRows:
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
+            if (failure := failed_request(error, file.path)) is not None:
+                raise failure from error
             self.rejected[file.path] = f"cannot be read: {str(error).splitlines()[0]}"
 
     def common_key_values(self) -> Mapping[bytes, bytes]:
@@ -250,6 +253,8 @@ def _naming(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, ResolveError, NotImplementedError) as error:
+        if (failure := failed_request(error, path)) is not None:
+            raise failure from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableFile(path, f"cannot be read: {reason}") from error
 

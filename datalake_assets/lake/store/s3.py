@@ -47,6 +47,7 @@ from datalake_assets.lake.store.s3_clients import (
     delete_refused,
     may_repeat,
     read_failed,
+    said,
     write_failed,
 )
 from datalake_assets.lake.store.s3_listing import S3Listing
@@ -260,7 +261,7 @@ class S3Store:
             ContentMD5=content_md5(body),
             **conditional,
         )
-        return unquoted(self._send(send, key=key, repeatable=repeatable)["ETag"])
+        return unquoted(self._send(lambda: said(send(), "ETag"), key=key, repeatable=repeatable))
 
     def list(self, prefix: str, *, links: bool = False) -> Iterator[ObjectInfo]:  # noqa: ARG002  there are none
         """Every object below the folder; a "folder marker" of the AWS console counts as one, of no size."""
@@ -342,7 +343,7 @@ class S3Store:
             UploadId=staged.token,
             MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]  # a list of dicts of the right shape
         )
-        self._send(send, key=staged.key, repeatable=False)
+        self._send(lambda: said(send(), "ETag"), key=staged.key, repeatable=False)
 
     def has_staged(self, staged: StagedFile) -> bool:
         """Whether the upload is still open."""

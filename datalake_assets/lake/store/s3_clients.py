@@ -15,12 +15,12 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 import botocore.session
@@ -30,6 +30,7 @@ from botocore import exceptions
 from botocore.config import Config
 from botocore.httpsession import URLLib3Session
 from botocore.loaders import Loader, create_loader
+from botocore.parsers import ResponseParserError
 from obstore.auth.boto3 import Boto3CredentialProvider
 
 from datalake_assets.errors import (
@@ -64,6 +65,7 @@ __all__ = [
     "delete_refused",
     "may_repeat",
     "read_failed",
+    "said",
     "write_failed",
 ]
 
@@ -270,7 +272,7 @@ def _not_amazons(endpoint: str) -> str | None:
 
 T = TypeVar("T")
 
-WRITE_ERRORS = (exceptions.ClientError, exceptions.BotoCoreError)
+WRITE_ERRORS = (exceptions.ClientError, exceptions.BotoCoreError, ResponseParserError)
 READ_ERRORS = (FileNotFoundError, obstore.exceptions.BaseError)
 
 SERVER_ERROR = 500
@@ -291,7 +293,21 @@ UNAPPLIED = {
     "ThrottlingException",
     "TooManyRequests",
 }
-INTERRUPTED = (exceptions.HTTPClientError, exceptions.ResponseStreamingError, exceptions.IncompleteReadError)
+
+
+class Unsaid(exceptions.BotoCoreError):
+    """An answer of success, perhaps a gateway's, that does not say what the store's says."""
+
+    fmt = "no {name} in it"
+
+
+INTERRUPTED = (
+    exceptions.HTTPClientError,
+    exceptions.ResponseStreamingError,
+    exceptions.IncompleteReadError,
+    ResponseParserError,
+    Unsaid,
+)
 UNCONNECTED = (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError, exceptions.ProxyConnectionError)
 
 CHECK_KEYS = "check the credentials (environment, profile, instance role)"
@@ -342,6 +358,17 @@ class _Answer:
         named, status = re.search(r"<Code>(\w+)</Code>", text), re.search(r"status code: (\d{3})", text)
         number = status[1] if status else "0"
         return cls(named[1] if named else STATUSES.get(number, ""), int(number))
+
+
+def said(answer: Mapping[str, Any], name: str) -> Any:
+    """What an answer says under a name.
+
+    Raises:
+        Unsaid: Nothing: it is not the store's, and tells nothing of what was done.
+    """
+    if not answer.get(name):
+        raise Unsaid(name=name)
+    return answer[name]
 
 
 def may_repeat(error: BaseException, *, repeatable: bool) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from datalake_assets.errors import TransientStoreError, UploadGone
 from datalake_assets.lake.store.base import StagedFile, StagedSink
-from datalake_assets.lake.store.s3_clients import Send
+from datalake_assets.lake.store.s3_clients import Send, said
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -226,7 +226,7 @@ class S3Parts:
     def begin_upload(self, key: str) -> str:
         """Start a multipart upload; returns its id."""
         send = partial(self._boto.create_multipart_upload, Bucket=self._bucket, Key=self._full(key))
-        return self._send(send, key=key, repeatable=True)["UploadId"]
+        return str(self._send(lambda: said(send(), "UploadId"), key=key, repeatable=True))
 
     def upload_part(self, key: str, upload_id: str, number: int, body: bytes | bytearray) -> str:
         """Upload one part; returns its ETag."""
@@ -239,7 +239,7 @@ class S3Parts:
             Body=body,  # type: ignore[arg-type]  # boto3 takes a bytearray, its stubs do not
             ContentMD5=content_md5(body),
         )
-        return unquoted(self._send(send, key=key, repeatable=True)["ETag"])
+        return unquoted(self._send(lambda: said(send(), "ETag"), key=key, repeatable=True))
 
     def copy_part(self, key: str, upload_id: str, number: int, *, source: str, span: range, etag: str) -> str:
         """Have S3 copy a range of an object that must still have this ETag; returns the part's, mostly its MD5."""
@@ -253,7 +253,7 @@ class S3Parts:
             CopySourceRange=_bytes(span),
             CopySourceIfMatch=f'"{etag}"',
         )
-        return unquoted(self._send(send, key=source, repeatable=True)["CopyPartResult"].get("ETag"))
+        return unquoted(self._send(lambda: said(said(send(), "CopyPartResult"), "ETag"), key=source, repeatable=True))
 
     def read_range(self, key: str, span: range, *, etag: str) -> bytes:
         """A range of an object that must still have this ETag; otherwise raises `PreconditionFailed`."""

@@ -1,0 +1,69 @@
+"""An answer of success that is not the store's tells nothing of what was done: a gateway's page, or nothing at all."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from datalake_assets.errors import AmbiguousWrite, LakeError, TransientStoreError
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store import s3 as store_s3
+from datalake_assets.lake.store.base import StagedFile, Store
+from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets_tests.lake.s3_faults import stage
+
+BODIES = {
+    "nothing": b"",
+    "page": b"<html><body>Please log in<br></body>",
+    "page that is XML": b"<html><p>Hi</p></html>",
+}
+STAGED = StagedFile("streams/s/a.parquet", 1, "upload", ("e",))
+#: What is asked, and what is made of such an answer.
+REQUESTS: dict[str, tuple[Callable[[Store], Any], type[LakeError]]] = {
+    "create": (lambda store: store.create("a", b"x"), AmbiguousWrite),
+    "swap": (lambda store: store.swap("a", b"x", etag="e"), AmbiguousWrite),
+    "publish": (lambda store: store.publish(STAGED), AmbiguousWrite),
+    "put": (lambda store: store.put("a", b"x"), TransientStoreError),
+    "stage": (stage, TransientStoreError),
+    "delete": (lambda store: store.delete(["a"]), TransientStoreError),
+    "list": (lambda store: list(store.list("a")), TransientStoreError),
+}
+
+
+@pytest.fixture(params=BODIES.values(), ids=BODIES)
+def gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store behind something that answers everything itself."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.send_response(200)
+            self.send_header("content-length", str(len(request.param)))
+            self.end_headers()
+            self.wfile.write(request.param)
+
+        do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815  the standard library's names
+
+        def log_message(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(store_s3, "ATTEMPTS", 1)
+    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield open_store("s3://lake/x", s3=S3Access(endpoint=f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_answer_of_another_is_no_success(gateway: Store, name: str) -> None:
+    request, failure = REQUESTS[name]
+
+    with pytest.raises(failure):
+        request(gateway)
