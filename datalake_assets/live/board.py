@@ -134,6 +134,7 @@ class Board:
             "series": series,
             "rows": _last(window.last(LAST_ROWS)),
             "quarantine": _refused(view),
+            "asked_at": _iso(questions.asked_at),
             "rules": [_rule(*each) for each in questions.rules],
             "broken": _answer(questions.broken_rows),
             "tiles": [

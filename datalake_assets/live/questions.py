@@ -116,6 +116,8 @@ class FeedQuestions:
             for rule in self._others
         ]
         self._tiles = [_Question(tile.sql) for tile in feed.tiles]
+        #: Of when the answers are, in seconds since 1970; None before the first.
+        self.asked_at: float | None = None
 
     def ask(self, rows: pa.Table | None, now: float) -> None:
         """Asks all questions of the window's rows; without rows no rule is broken, and tiles have nothing to show."""
@@ -125,6 +127,7 @@ class FeedQuestions:
         if rows is None or not wanted:
             for each in wanted:
                 each.reply = Reply(at=now)
+            self.asked_at = now
             return
         moment = time.monotonic()
         due = [each for each in wanted if each.rests_until <= moment]
@@ -133,11 +136,13 @@ class FeedQuestions:
                 question.reply = Reply.of(found, now)
                 if isinstance(found, SqlFailed) and found.kind in _DEAR:
                     question.rests_until = moment + _REST_S
+        self.asked_at = now
 
     def failed(self, problem: str, now: float) -> None:
         """No question has an answer just now."""
         for each in (self._counts, *self._examples, *self._compared, *self._tiles):
             each.reply = Reply(problem=problem, at=now)
+        self.asked_at = now
 
     def _asked(self, due: Sequence[_Question], memory: int) -> list[SqlRows | SqlFailed]:
         if not due:

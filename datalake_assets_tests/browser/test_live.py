@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -162,3 +165,34 @@ def test_the_page_finds_the_server_again_when_it_restarts(chromium, tmp_path: Pa
             second.land(9)
             expect(page.locator("#connection")).to_have_text("connected", timeout=PATIENCE_MS)
             assert moves(page, "Seen", 8)
+
+
+def told_once(page: Page, document: dict[str, Any]) -> None:
+    """Has the page's stream give one document, and end."""
+    body = f"retry: 3600000\n\ndata: {json.dumps(document)}\n\n"
+    page.route("**/events", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    page.reload()
+
+
+def test_answers_of_the_window_that_are_old_say_of_when_they_are(chromium, lake):
+    document = httpx.get(f"{lake.url}/state").json()
+    document["at"], feed = "2025-01-01T12:00:09.000+00:00", document["feeds"][0]
+    with opened(chromium, lake.url) as page:
+        for asked, said in ("12:00:05", "in the window, as of 12:00:05"), ("12:00:07", "now, in the window"):
+            feed["asked_at"] = f"2025-01-01T{asked}.000+00:00"
+            told_once(page, document)
+            expect(page.locator(".tile h4", has_text="window").first).to_have_text(said, timeout=PATIENCE_MS)
+            rules = page.locator("h3", has_text="Rules broken in the window")
+            expect(rules).to_have_text(f"Rules broken in the window{'' if 'now' in said else ', as of 12:00:05'}")
+
+
+def test_page_that_is_seen_again_shows_at_once_what_it_was_told_unseen(chromium, lake):
+    with opened(chromium, lake.url) as page:
+        page.evaluate("Object.defineProperty(document, 'hidden', {get: () => window.isAway === true})")
+        page.evaluate("window.isAway = true")
+        seen = figure(page, "Seen")
+        lake.land(4)
+        page.wait_for_function("rows => newest.feeds[0].rows_seen === rows", arg=seen + 4, timeout=PATIENCE_MS)
+        assert figure(page, "Seen") == seen
+        page.evaluate("window.isAway = false; document.dispatchEvent(new Event('visibilitychange'))")
+        assert figure(page, "Seen") == seen + 4

@@ -3,6 +3,8 @@
 
 const SVG = 'http://www.w3.org/2000/svg';
 const SILENT_MS = 3500;
+// answers of the window that are older than this are no longer of now
+const OLD_MS = 3000;
 const feeds = new Map();
 const names = new URLSearchParams(location.search).get('feeds');
 
@@ -89,7 +91,8 @@ function makeFeed(name) {
 
 function makePart(title, name) {
   const body = element('div', {class: 'scroll', tabindex: '0', role: 'region', 'aria-label': `${title} of ${name}`});
-  return {part: element('div', {class: 'part'}, element('h3', {text: title}), body), body};
+  const heading = element('h3', {text: title});
+  return {part: element('div', {class: 'part'}, heading, body), body, heading, title};
 }
 
 function makeChart(title) {
@@ -247,18 +250,24 @@ function drawSeries(tile, found) {
   return chart.figure;
 }
 
-function drawTiles(view, tiles) {
+// of when the window's answers are, where that is not now: a question may take long, and nobody asks while nobody looks
+function asOf(asked, now) {
+  return asked && Date.parse(now) - Date.parse(asked) > OLD_MS ? `as of ${asked.slice(11, 19)}` : '';
+}
+
+function drawTiles(view, tiles, old) {
   for (const tile of tiles) {
     let parts = view.tiles.get(tile.name);
     if (!parts) {
       const scrolled = what => element('div', {class: 'scroll', tabindex: '0', role: 'region', 'aria-label': `${tile.name}, ${what}`});
-      parts = {now: scrolled('now'), then: scrolled('in the lake'), span: element('h4')};
-      const sides = [element('div', {class: 'part'}, element('h4', {text: 'now, in the window'}), parts.now)];
+      parts = {now: scrolled('now'), then: scrolled('in the lake'), age: element('h4'), span: element('h4')};
+      const sides = [element('div', {class: 'part'}, parts.age, parts.now)];
       if (tile.history) sides.push(element('div', {class: 'part'}, parts.span, parts.then));
       view.tileGrid.append(element('div', {class: 'tile'}, element('h3', {text: tile.name}),
         element('div', {class: tile.history ? 'pair' : ''}, ...sides)));
       view.tiles.set(tile.name, parts);
     }
+    say(parts.age, old ? `in the window, ${old}` : 'now, in the window');
     const shown = found => found && {...found, at: null};
     draw(view, `now ${tile.name}`, [tile.kind, shown(tile.live)], () => answer(tile, tile.live), parts.now);
     if (!tile.history) continue;
@@ -267,7 +276,7 @@ function drawTiles(view, tiles) {
   }
 }
 
-function show(feed) {
+function show(feed, now) {
   if (!feeds.has(feed.name)) feeds.set(feed.name, makeFeed(feed.name));
   const view = feeds.get(feed.name);
   if (view.badge.textContent !== feed.status) {
@@ -280,7 +289,9 @@ function show(feed) {
   say(view.description, feed.description);
   FIGURES.forEach(([, text], place) => say(view.figures[place], text(feed)));
   drawCharts(view, feed.series);
-  drawTiles(view, feed.tiles);
+  const old = asOf(feed.asked_at, now);
+  drawTiles(view, feed.tiles, old);
+  for (const part of [view.rules, view.broken]) say(part.heading, old ? `${part.title}, ${old}` : part.title);
   drawRows(view, feed.rows);
   drawRules(view, feed.rules);
   drawBroken(view, feed.broken);
@@ -288,6 +299,9 @@ function show(feed) {
 }
 
 let heardAt = 0;
+let newest = {feeds: []};  // what was told last; while nobody sees the page, it is not drawn
+
+const showAll = () => newest.feeds.forEach(feed => show(feed, newest.at));
 
 function connected(is) {
   const node = document.getElementById('connection');
@@ -303,7 +317,8 @@ function listen() {
     connected(true);
     const found = JSON.parse(event.data);
     say(document.getElementById('clock'), found.at.slice(0, 19).replace('T', ' '));
-    if (!document.hidden) found.feeds.forEach(show);
+    newest = found;
+    if (!document.hidden) showAll();
     const there = new Set(found.feeds.map(feed => feed.name));
     for (const [name, view] of feeds) {
       if (there.has(name)) continue;
@@ -318,5 +333,6 @@ function listen() {
   };
 }
 
+document.addEventListener('visibilitychange', () => { if (!document.hidden) showAll(); });
 setInterval(() => { if (heardAt && Date.now() - heardAt > SILENT_MS) connected(false); }, 500);
 listen();
