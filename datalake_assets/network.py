@@ -13,12 +13,16 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from datalake_assets.errors import ConfigError
 
-__all__ = ["AUTHORITIES", "Proxy", "Route", "aws_client", "aws_region", "route_to"]
+if TYPE_CHECKING:
+    from botocore.loaders import Loader
+    from botocore.session import Session
+
+__all__ = ["AUTHORITIES", "Proxy", "Route", "aws_client", "aws_region", "aws_session", "route_to"]
 
 #: Variables that name a PEM file of the authorities to trust; the first that is set counts.
 AUTHORITIES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -110,11 +114,10 @@ def aws_client(service: str, *, region: str | None = None) -> Any:
     Raises:
         ConfigError: It cannot be set up, or no region is known.
     """
-    import botocore.session  # noqa: PLC0415  a tenth of a second, for those who need it
-    from botocore import exceptions  # noqa: PLC0415
+    from botocore import exceptions  # noqa: PLC0415  a tenth of a second, for those who need it
     from botocore.config import Config  # noqa: PLC0415
 
-    session = botocore.session.Session()
+    session = aws_session()
     named = (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL")
     endpoint = next(filter(None, map(os.environ.get, named)), None)
     region = region or aws_region() or (endpoint and "us-east-1")
@@ -136,6 +139,28 @@ def aws_client(service: str, *, region: str | None = None) -> Any:
         raise ConfigError(
             f"the client of {service} cannot be set up ({type(error).__name__}); see AWS_PROFILE"
         ) from error
+
+
+def aws_session(profile: str | None = None) -> Session:
+    """A session of botocore; what describes AWS's services is read once for all sessions of this process.
+
+    To read that is nine tenths of making a client.
+
+    Args:
+        profile: Another profile than that of the conventions.
+    """
+    import botocore.session  # noqa: PLC0415  a tenth of a second, for those who need it
+
+    session = botocore.session.Session(profile=profile)
+    session.register_component("data_loader", _service_descriptions(session.get_config_variable("data_path")))
+    return session
+
+
+@functools.cache
+def _service_descriptions(data_path: str | None) -> Loader:
+    from botocore.loaders import create_loader  # noqa: PLC0415  likewise
+
+    return create_loader(data_path)
 
 
 def aws_region() -> str | None:

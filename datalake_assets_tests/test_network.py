@@ -14,12 +14,14 @@ import pytest
 import stamina
 import trustme
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import JSONFileLoader
 
 from datalake_assets.defs.upkeep.sensors import reload_location
 from datalake_assets.errors import ConfigError, SourceError
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.store.s3_clients import S3Clients
-from datalake_assets.network import route_to
+from datalake_assets.network import aws_client, route_to
+from datalake_assets.sources.aws_clients import AwsClients
 from datalake_assets.sources.ksqldb.client import KsqlClient
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUEST_METHOD")
@@ -100,6 +102,23 @@ def test_what_cannot_work_names_the_variable(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=reason):
         route_to("http://ksql.test")
+
+
+def test_clients_of_aws_read_the_description_of_a_service_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+
+    def make_clients() -> None:
+        aws_client("glue").close()
+        AwsClients("sqs", "eu-west-1", None).client().close()
+        AwsClients("kinesis", "eu-west-1", None).client().close()
+
+    make_clients()
+    read: list[str] = []
+    load = JSONFileLoader.load_file
+    monkeypatch.setattr(JSONFileLoader, "load_file", lambda self, path: read.append(path) or load(self, path))
+    make_clients()
+
+    assert read == []
 
 
 def test_authorities_are_loaded_once_and_for_tls_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from datalake_assets.demo import keeper
 from datalake_assets.errors import ConfigError, LakeUnavailable
+from datalake_assets.network import aws_session
 
 __all__ = ["S3Server", "kept_credentials", "serve_forever"]
 
@@ -178,11 +179,10 @@ class S3Server:
 
     def _can_put(self) -> bool:
         """Store one real object: a healthy answer comes before the first volume is there."""
-        import boto3  # noqa: PLC0415  half a second
-        import botocore.config  # noqa: PLC0415
+        import botocore.config  # noqa: PLC0415  half a second
         import botocore.exceptions  # noqa: PLC0415
 
-        client = boto3.session.Session().client(
+        client: Any = aws_session().create_client(
             "s3",
             endpoint_url=self.endpoint,
             region_name=REGION,

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-import botocore.session
 from botocore import exceptions
 from botocore.config import Config
 
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
-from datalake_assets.network import route_to
+from datalake_assets.network import aws_session, route_to
 
 __all__ = ["AwsClients", "Refusal", "refuse_endpoint", "translated"]
 
@@ -36,7 +35,7 @@ class AwsClients:
     def __init__(self, service: str, region: str, endpoint: str | None) -> None:
         self._service, self._endpoint = service, endpoint
         refuse_endpoint(service, endpoint)
-        self._session = botocore.session.Session()
+        self._session = aws_session()
         self.region = (
             region
             or os.environ.get("AWS_REGION")

@@ -23,13 +23,11 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
-import botocore.session
 import obstore.exceptions
 import obstore.store
 from botocore import exceptions
 from botocore.config import Config
 from botocore.httpsession import URLLib3Session
-from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -49,12 +47,13 @@ from datalake_assets.lake.store.base import RequestClass, RequestCounts
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.store.s3_listing import S3Listing
 from datalake_assets.lake.store.s3_objects import CONNECT_TIMEOUT_S, READ_RETRIES, open_objects
-from datalake_assets.network import Proxy, route_to
+from datalake_assets.network import Proxy, aws_session, route_to
 
 if TYPE_CHECKING:
     import pyarrow.fs
     from botocore.awsrequest import AWSPreparedRequest
     from botocore.credentials import ReadOnlyCredentials
+    from botocore.session import Session
     from mypy_boto3_s3 import S3Client
 
 __all__ = [
@@ -162,7 +161,7 @@ class S3Clients:
             s3={"addressing_style": "path" if path_style else "auto"},
         )
 
-    def _obstore(self, session: botocore.session.Session, bucket: str, prefix: str) -> obstore.store.S3Store:
+    def _obstore(self, session: Session, bucket: str, prefix: str) -> obstore.store.S3Store:
         provider = Boto3CredentialProvider(session, ttl=CREDENTIALS_TTL)
         provider.config = {}  # it would bring a region of its own
         return open_objects(
@@ -227,9 +226,8 @@ class S3Clients:
         return self._arrow[1]
 
 
-def _session(s3: S3Access) -> botocore.session.Session:
-    session = botocore.session.Session(profile=s3.profile)
-    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+def _session(s3: S3Access) -> Session:
+    session = aws_session(s3.profile)
     if s3.access_key is not None and s3.secret_key is not None:
         session.set_credentials(s3.access_key, s3.secret_key, s3.session_token)
     return session
@@ -256,12 +254,6 @@ def _count(requests: RequestCounts, event_name: str, **_: object) -> None:
 def _send_at_once(request: AWSPreparedRequest, **_: object) -> None:
     """Drop `Expect: 100-continue`: a small body gains nothing from asking first, and pays a round trip."""
     del request.headers["Expect"]
-
-
-@functools.cache
-def _loader(data_path: str | None) -> Loader:
-    """The parsed descriptions of AWS's services, for all sessions: parsing takes nine tenths of making a client."""
-    return create_loader(data_path)
 
 
 def _not_amazons(endpoint: str) -> str | None:

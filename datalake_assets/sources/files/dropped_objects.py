@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
-from datalake_assets.network import route_to
+from datalake_assets.network import aws_session, route_to
 from datalake_assets.retrying import attempts
 from datalake_assets.sources.files.contents import IN_MEMORY_BYTES, PIECE_BYTES
 
@@ -324,11 +324,10 @@ class S3Objects:
             return self._client
 
     def _connected(self) -> S3Client:
-        import botocore.session  # noqa: PLC0415  half a second, which local folders need not pay
-        from botocore.config import Config  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415  half a second, which local folders need not pay
 
         endpoint = self._endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        session = botocore.session.get_session()
+        session = aws_session()
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
         region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
         route = route_to(endpoint or f"https://{self._bucket}.s3.{region}.amazonaws.com")
