@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 #: Objects made before the young ones are looked through, as gc.set_threshold takes them; Python's own first is 700.
 _COLLECTED_AFTER = (200_000, 20, 50)
+#: Variables by which somebody's environment names certificates; a test that is about one of them sets it itself.
+_AUTHORITIES = ("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 #: Services whose rules are kept.
 _RULES = 8
 # What is asked of a server without another word may take a minute on a busy machine, not httpx's five seconds.
@@ -71,11 +73,16 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """Has signals handled after each test as before it: Spark and Dagster leave handlers of their own."""
+    """Has signals handled after each test as before it: Spark and Dagster leave handlers of their own.
+
+    And garbage collected as seldom: a command that stays has it collected as often as Python does by itself.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    collected_after = gc.get_threshold()
     try:
         return (yield)
     finally:
+        gc.set_threshold(*collected_after)
         for number, handler in before.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
@@ -190,7 +197,7 @@ def _frugal(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
     No test cuts the power, so that what is handed to the disk need not arrive (`lake/store/test_local.py` records what
     is). S3 servers, which get many small requests at a time when all cores are busy, take a third less CPU on one of
     them, and half as much for large uploads with some memory to spare. Clients of S3 read the system's 140 certificates
-    each, in 4 ms, and no test asks a server that one of those vouches for.
+    each, in 4 ms, other clients and each process in 20 to 30, and no test asks a server that one of those vouches for.
     """
     is_one_of_several = hasattr(pytestconfig, "workerinput")
     with pytest.MonkeyPatch.context() as patch, warm_processes.installed(is_first_forked=is_one_of_several):
@@ -202,6 +209,8 @@ def _frugal(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
         authorities = tmp_path_factory.mktemp("authorities")
         trustme.CA().cert_pem.write_to_path(str(authorities / "nobodys.pem"))
         patch.setenv("SSL_CERT_DIR", str(authorities))
+        for name in _AUTHORITIES:
+            patch.delenv(name, raising=False)
         spare_migrations(patch.setattr)
         _spare_clients(patch)
         databases = tmp_path_factory.mktemp("dagster")

@@ -17,7 +17,7 @@ def _leave_all_to_the_system() -> None:
         gc.freeze()
 
 
-gc.set_threshold(50_000, 20, 50)
+gc.set_threshold(200_000, 20, 50)
 os.fsync = os.fstat
 
 
