@@ -175,7 +175,8 @@ class DuckDBFile:
                     self._replace()
         finally:
             self._open = None
-            _remove(self._copy)
+            with suppress(OSError):  # it is begun anew the next time
+                _remove(self._copy)
             self._stack.close()
 
     def _replace(self) -> None:
@@ -190,8 +191,8 @@ class DuckDBFile:
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """The copy that is changed, made when it is first needed."""
         if self._open is None:
-            _remove(self._copy)
             with _named(self._file):
+                _remove(self._copy)
                 if self._file.exists():
                     _check_alone(self._file)
                     shutil.copyfile(self._file, self._copy)
@@ -263,7 +264,8 @@ class DuckDBFile:
             interruptible(lambda: connection.execute(row).fetchall(), connection, self._worker)
             connection.execute("COMMIT")
         except duckdb.Error as error:
-            connection.execute("ROLLBACK")
+            with suppress(duckdb.Error):  # a commit that failed has rolled back by itself
+                connection.execute("ROLLBACK")
             raise ConfigError(f"DuckDB cannot read {name!r}: {message_of(error)}") from error
         self._is_changed = True
 

@@ -267,3 +267,16 @@ def test_a_catalog_that_cannot_be_reached_keeps_no_other_from_being_brought_in_s
         synced(store, catalogs=[gone, DuckDBFile(file_of(store), lake=store.uri)])
 
     assert read_by_others(file_of(store)) == {"s": 2}
+
+
+def test_place_that_cannot_be_written_is_named_and_the_former_file_stays(store):
+    """What unlink(2) refuses on a disk that is read-only, as it does for a folder."""
+    land(store, FeedRegistry(store).add(stream_feed()), 1)
+    synced(store)
+    before = file_of(store).read_bytes()
+    Path(f"{file_of(store)}.new").mkdir()
+
+    with DuckDBFile(file_of(store), lake=store.uri) as catalog, pytest.raises(LakeUnavailable, match="directory"):
+        catalog.known()
+
+    assert file_of(store).read_bytes() == before

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import errno
 import gzip
 import io
 import struct
@@ -39,6 +40,8 @@ _BOMS = (
 )
 _PACKED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip"))
 _DAMAGED = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+#: Codecs give none; a place that a damaged archive names is no place to seek.
+_OF_DAMAGE = {None, errno.EINVAL}
 
 
 class BadFile(Exception):
@@ -103,6 +106,7 @@ def prepared(raw: IO[bytes], *, is_kept: bool, encoding: str | None, limits: Con
 
     Raises:
         BadFile: It is empty, damaged, too large when unpacked, or in no known encoding.
+        OSError: This machine cannot read it, or hold it while it is read: that says nothing of the file.
     """
     hashed, seen = xxhash.xxh3_128(), _Utf8()
     with ExitStack() as held:
@@ -116,6 +120,8 @@ def prepared(raw: IO[bytes], *, is_kept: bool, encoding: str | None, limits: Con
             found, begin, is_utf8 = _encoding(plain, encoding, seen if plain is source else None)
             text = plain if found == "utf-8" else _transcoded(plain, found, held)
         except _DAMAGED as error:
+            if isinstance(error, OSError) and error.errno not in _OF_DAMAGE:
+                raise
             raise BadFile(_reason(error)) from error
         held.pop_all()
     for each in (raw, source, plain):

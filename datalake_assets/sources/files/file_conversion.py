@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from datalake_assets.errors import ConfigError, SourceError
+from datalake_assets.errors import ConfigError, LakeUnavailable, SourceError
 from datalake_assets.parquet.avro_writer import AvroCodec, AvroFileWriter
 from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings, use_pool
 from datalake_assets.sources.files.contents import IN_MEMORY_BYTES, BadFile, ContentLimits, prepared
@@ -113,7 +113,13 @@ class ConvertedFile:
 
 
 class _Place(Protocol):
-    """Where outputs go."""
+    """Where outputs go.
+
+    Attributes:
+        uri: Its address.
+    """
+
+    uri: str
 
     def spool(self) -> IO[bytes]:
         """A file that is to be put here once it is whole; nobody sees it, and nothing is left of it if it never is."""
@@ -127,7 +133,7 @@ class _Place(Protocol):
 
 class _LocalPlace:
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self.uri = folder, str(folder)
 
     def spool(self) -> IO[bytes]:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +180,7 @@ class S3Place:
     """A bucket, or a prefix of it."""
 
     def __init__(self, objects: S3Objects) -> None:
-        self._objects = objects
+        self._objects, self.uri = objects, objects.uri
 
     def spool(self) -> IO[bytes]:
         """Here and not there until it is whole."""
@@ -247,7 +253,7 @@ def convert_files(
 
     Raises:
         SourceError: The source cannot be listed any more.
-        OSError: The destination cannot be written.
+        LakeUnavailable: The destination cannot be written.
     """
     use_pool("system")
     place, listed = source
@@ -269,6 +275,10 @@ def convert_files(
             reason, later = "it is gone, or another by now", True
         except SourceError as error:
             reason, later = error.reason, True
+        except OSError as error:
+            cure = "make room there, or allow this user to write; files that are whole stay, and are made only once"
+            reason = f"outputs cannot be written ({error.strerror or error})"
+            raise LakeUnavailable(destination.uri, reason, cure=cure) from error
         else:
             return
         seconds = time.monotonic() - began

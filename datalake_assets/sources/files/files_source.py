@@ -8,6 +8,7 @@ whole, or refused as a whole with its reason; single records that cannot be land
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from datalake_assets.core.batches import (
 )
 from datalake_assets.core.item_ids import NEVER, forgotten_at
 from datalake_assets.core.schema import source_metadata
-from datalake_assets.errors import InvalidFeed, SourceError, SourceRecreated, SourceRefused
+from datalake_assets.errors import InvalidFeed, SourceError, SourceRecreated, SourceRefused, SourceUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import Settings
@@ -343,7 +344,12 @@ class FileBatches:
 
     def _contents(self, dropped: DroppedObject) -> Contents:
         stream = self._place.open(dropped)
-        return prepared(stream, is_kept=True, encoding=self._source.encoding, limits=self._limits)
+        try:
+            return prepared(stream, is_kept=True, encoding=self._source.encoding, limits=self._limits)
+        except OSError as error:
+            cure = "make room there, or set TMPDIR to a folder that has some; the file waits"
+            reason = f"it cannot be read, or unpacked in {tempfile.gettempdir()}: {error.strerror}"
+            raise SourceUnavailable(f"file {dropped.name}", reason, cure=cure) from error
 
     def _batches(self, pending: _Pending, schema: pa.Schema) -> Iterator[SourceBatch]:
         """The rows of one file, the last batch with what is to be remembered of it."""

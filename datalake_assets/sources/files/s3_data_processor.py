@@ -170,7 +170,7 @@ class S3DataProcessor:
 
 class _Wrangler:
     def __init__(self, objects: S3Objects) -> None:
-        self._objects = objects
+        self._objects, self.uri = objects, objects.uri
         try:
             import awswrangler  # noqa: PLC0415  an extra, and a second to import
         except ImportError as error:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import tempfile
 import zipfile
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -317,3 +318,21 @@ def test_what_became_of_files_is_told_by_a_command(dropping):
     table = CliRunner().invoke(app, [*lake, "files", "s", "--refused"]).stdout
     assert "bad.csv" in table
     assert "a.csv" not in table
+
+
+@only_local
+@pytest.mark.parametrize("content", [packed(dated(3), "gz"), dated(3).encode("utf-16")], ids=["packed", "recoded"])
+def test_file_that_there_is_no_room_for_waits_and_is_not_refused(dropping, monkeypatch, content):
+    """It was remembered as damaged, and read again only once it changed."""
+    dropping.drop("a.csv", content)
+    dropping.drop("b.csv", dated(4, value=1))
+    with monkeypatch.context() as full:
+        full.setattr("datalake_assets.sources.files.contents.IN_MEMORY_BYTES", 1)
+        full.setattr(tempfile, "tempdir", str(dropping.folder / "nowhere"))
+        assert "1 files could not be read and wait: file a.csv" in " ".join(dropping.export().notes)
+    assert dropping.rows("id") == [(1,)]
+
+    dropping.export()
+
+    assert dropping.rows("id") == [(0,), (1,)]
+    assert dropping.quarantined() == []

@@ -284,3 +284,14 @@ class _Objects:
                 return iter(outputs)
 
         return Place()
+
+
+def test_destination_that_cannot_be_written_is_named(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.csv").write_text("id\n1\n")
+    (tmp_path / "file").write_text("")
+
+    said = run(folder, tmp_path / "file" / "out", code=1).stderr
+
+    assert said.startswith(f"Error: {tmp_path}/file/out: outputs cannot be written (Not a directory); make room there")
