@@ -14,7 +14,7 @@ from datalake_assets.core.schema import column_named
 from datalake_assets.core.table_formats import TableFormat, footer_format
 from datalake_assets.core.values import Value
 from datalake_assets.errors import UnreadableFile
-from datalake_assets.parquet.decoding import Tail, check_chunks
+from datalake_assets.parquet.chunk_checks import Tail, check_chunks
 from datalake_assets.parquet.footer import footer_fault
 from datalake_assets.parquet.stated_bounds import fatal_bound
 

@@ -193,6 +193,7 @@ class ConcatWriter:
 
     def __init__(self, sink: Sink, like: Footer, *, block_bytes: int = BLOCK_BYTES) -> None:
         self._sink, self._like, self._block_bytes = sink, like, block_bytes
+        self._file_copier = sink if isinstance(sink, FileCopier) else None
         self._checksum = new_checksum()
         self._saw_all = self._is_open = True
         self._size_bytes = self._rows = self._row_groups = 0
@@ -365,11 +366,11 @@ class ConcatWriter:
         self._saw_all, moves = False, _Moves()
         for start, end in ranges:
             moves.add(start, end, to=self._size_bytes)
-            if isinstance(self._sink, FileCopier):
-                self._sink.expect(end - start)
-            if descriptor is not None and isinstance(self._sink, FileCopier):
+            if self._file_copier is not None:
+                self._file_copier.expect(end - start)
+            if descriptor is not None and self._file_copier is not None:
                 with self._or_abandoned():
-                    if (copied := self._sink.copy_from(descriptor, start, end)) != end - start:
+                    if (copied := self._file_copier.copy_from(descriptor, start, end)) != end - start:
                         raise UnreadableFile(footer.where, f"it ends before byte {start + copied + 1}")
                 self._size_bytes += end - start
                 continue

@@ -8,7 +8,6 @@ are begun with a few rows, and go on with as many as those let expect.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.types as pt
 
 from datalake_assets.core.values import Value
 from datalake_assets.parquet.bit_streams import Numbers
+from datalake_assets.parquet.chunk_checks import check_chunks
 from datalake_assets.parquet.chunk_pages import (
     FIXED_OVERHEAD_BYTES,
     HIDING,
@@ -33,8 +33,6 @@ from datalake_assets.parquet.thrift import MalformedThrift
 
 __all__ = [
     "AT_HAND",
-    "Tail",
-    "check_chunks",
     "failing_column",
     "far_time_column",
     "fits_piece",
@@ -66,8 +64,6 @@ WORST_BYTES = 8 * PIECE_BYTES
 FEW_BYTES = PIECE_BYTES // 32
 #: Files whose bytes are in memory, or mapped to it.
 AT_HAND = (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile)
-#: What Arrow says of a file that has fewer bytes than its footer says (arrow-cpp, ReadAt).
-_NO_BYTES = "File too short"
 #: Microseconds from 1970 that nanoseconds in 64 bits reach: from 1677 to 2262.
 _NANOSECONDS_REACH_US = (1 << 63) // 1000
 
@@ -97,60 +93,6 @@ def open_parquet(
         check_chunks(parquet.metadata, source.size())
         check_bounds(source)
     return parquet
-
-
-def check_chunks(metadata: pq.FileMetaData, size_bytes: int) -> None:
-    """Raises unless the metadata of all column chunks can be read: over a damaged one pyarrow ends the process.
-
-    Whoever reads gets an error instead. So all row groups are asked for, from a file that has no bytes: Arrow looks at
-    every chunk, in order to fetch several at once, before it finds that out.
-
-    Raises:
-        OSError: One is damaged.
-    """
-    groups, columns = list(range(metadata.num_row_groups)), list(range(metadata.num_columns))
-    if not groups or not columns:
-        return
-    empty = pq.ParquetFile(Tail(b"", size_bytes), metadata=metadata, pre_buffer=True)
-    try:
-        empty.reader.read_row_groups(groups, column_indices=columns, use_threads=False)
-    except OSError as error:
-        if _NO_BYTES not in str(error):
-            raise
-
-
-class Tail(io.RawIOBase):
-    """A file of which only the end is known; what lies before it reads as too short."""
-
-    def __init__(self, tail: bytes, size_bytes: int) -> None:
-        super().__init__()
-        self._tail, self._size_bytes, self._begin, self._at = tail, size_bytes, size_bytes - len(tail), 0
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves there; gives the position."""
-        self._at = offset + (0, self._at, self._size_bytes)[whence]
-        return self._at
-
-    def read(self, size: int = -1, /) -> bytes:
-        """A read that reaches into the known end gets it, after zeros."""
-        end = self._size_bytes if size < 0 else min(self._size_bytes, self._at + size)
-        if end <= self._begin:
-            return b""
-        data = bytes(max(0, self._begin - self._at)) + self._tail[max(0, self._at - self._begin) : end - self._begin]
-        self._at = end
-        return data
 
 
 def tables(

@@ -90,6 +90,7 @@ class _Open(Generic[FinishedT]):
     origins: list[tuple[int, Origin]] = field(default_factory=list)  # with the number of its first row group
     undigested: set[int] = field(default_factory=set)  # their row groups
     left_out_bytes: int = 0
+    takes_files: bool = False  # its sink takes bytes of an open file by itself; to find that out takes a while
 
 
 class Outputs(Generic[FinishedT]):
@@ -180,7 +181,7 @@ class Outputs(Generic[FinishedT]):
     ) -> bool:
         """Whether a file may be proven by what is stored of it; bytes that do not pass by have to be walked before."""
         can_be_compared = self._verify and self._opener.is_read_back and opened.left_out_bytes < LEFT_OUT_BYTES
-        is_seen = vouched.descriptor is None or (is_sound and isinstance(opened.sink, FileCopier))
+        is_seen = vouched.descriptor is None or (is_sound and opened.takes_files)
         return can_be_compared and is_seen and is_copied_whole(footer, row_groups)
 
     def _append_whole(
@@ -215,7 +216,8 @@ class Outputs(Generic[FinishedT]):
     def _begun(self, like: Footer) -> _Open[FinishedT]:
         sink = self._opener.open()
         bare = replace(like, key_value_metadata={})
-        return _Open(sink, ConcatWriter(sink, bare, block_bytes=self._opener.block_bytes))
+        writer = ConcatWriter(sink, bare, block_bytes=self._opener.block_bytes)
+        return _Open(sink, writer, takes_files=isinstance(sink, FileCopier))
 
     def roll(self) -> None:
         """Finishes the present output.

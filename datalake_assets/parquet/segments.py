@@ -103,18 +103,28 @@ class Model(Value, frozen=True):
         return CompactReader(self.footer.fields[CREATED_BY][1]).binary(BINARY)
 
 
+#: The model that was made last, with what it was made for, which the next group of a partition most likely has too.
+_last: tuple[Shape, ParquetSettings, Model] | None = None
+
+
 def model_of(shape: Shape, settings: ParquetSettings) -> Model:
     """The model of a shape.
 
     Raises:
         Incompatible: Encoding would change what the inputs' schemas say.
     """
-    reason: Incompatible | None = None
+    global _last  # noqa: PLW0603  replaced as a whole
+    known, reason = _last, None
+    if known is not None and known[1] == settings and known[0].fits(shape) and shape.fits(known[0]):
+        return known[2]
     for as_integer in (True, False):
         try:
-            return _model(shape, settings, {"store_decimal_as_integer": as_integer})
+            model = _model(shape, settings, {"store_decimal_as_integer": as_integer})
         except Incompatible as error:
             reason = reason or error
+        else:
+            _last = shape, settings, model
+            return model
     raise reason or AssertionError
 
 

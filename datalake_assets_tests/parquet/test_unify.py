@@ -5,6 +5,9 @@ import pytest
 
 from datalake_assets.parquet.inputs import OpenInput
 from datalake_assets.parquet.schemas import Incompatible, conform_table, names_apart_by_case, shape_of, unify_schemas
+from datalake_assets.parquet.segments import model_of
+from datalake_assets.parquet.writer import ParquetSettings
+from datalake_assets_tests.parquet.parquet_files import footer, parquet
 from datalake_assets_tests.parquet.test_rewrite import inputs
 
 
@@ -184,3 +187,29 @@ def test_shape_of_a_file_is_its_own_whatever_the_file_before(other):
     assert shape == shape_of(source, copied=False)
     assert shape.schema.equals(shape_of(source, copied=False).schema, check_metadata=True)
     assert (shape.known is like.known) == (other is PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("other", "settings"),
+    [
+        (pa.table({"a": [1]}), ParquetSettings(compression="zstd")),
+        (pa.table({"b": [1]}), ParquetSettings()),
+        (pa.table({"a": pa.array([1], pa.int32())}), ParquetSettings()),
+        (pa.table({"a": [1]}, schema=pa.schema([pa.field("a", pa.int64(), nullable=False)])), ParquetSettings()),
+        (pa.table({"a": [1]}, schema=pa.schema([pa.field("a", pa.int64(), metadata={"k": "v"})])), ParquetSettings()),
+    ],
+)
+def test_model_of_a_shape_is_its_own_whatever_was_asked_for_before(other, settings):
+    shapes = [shape_of(OpenInput(each), copied=False) for each in inputs(pa.table({"a": [1]}), other)]
+    first = model_of(shapes[0], ParquetSettings())
+    assert model_of(shapes[0], ParquetSettings()) is first, "it is made once"
+
+    model = model_of(shapes[1], settings)
+
+    assert model is not first
+    assert model.footer.schema_key == schema_key_of(other)
+
+
+def schema_key_of(table):
+    """The schema key of a file that pyarrow makes of a table."""
+    return footer(parquet(table)).schema_key
