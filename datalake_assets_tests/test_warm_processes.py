@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from datalake_assets.lake.sql_process import _started
+from datalake_assets_tests.processes import warm_processes
 from datalake_assets_tests.processes.warm_processes import COLD
 
 pytestmark = pytest.mark.skipif(
@@ -144,3 +146,13 @@ def test_a_process_that_starts_others_is_their_parent(program: str) -> None:
 
     assert done.returncode == 0
     assert told["inner"] == [[program, "--parallel"], True, True, [[program], True, True, None]]
+
+
+def test_a_process_of_queries_is_forked_though_it_has_an_import_path_of_its_own() -> None:
+    waiting = _started()
+    with waiting.process as process, waiting.control:
+        command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        process.stdin.close()
+
+    assert Path(warm_processes.__file__).name in command.decode()
+    assert process.returncode == 0

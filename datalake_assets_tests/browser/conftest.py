@@ -52,8 +52,16 @@ _REMEMBERED = "cookies,indexeddb,local_storage,service_workers"
 _PICTURES = 8
 # a JPEG to compare takes a tenth of the CPU of a PNG
 _COARSE = 30
-# CI runs as root in a container; a process that stands by for the next page is started for nothing
-ARGUMENTS = ["--no-sandbox", "--process-per-site", "--disable-features=SpareRendererForSitePerProcess"]
+# CI runs as root in a container; a process that stands by for the next page is started for nothing, and so is one that
+# draws without a graphics card; of scripts that run for seconds, better code and garbage that is looked for meanwhile
+# cost more than they save
+ARGUMENTS = [
+    "--no-sandbox",
+    "--process-per-site",
+    "--disable-features=SpareRendererForSitePerProcess",
+    "--in-process-gpu",
+    "--js-flags=--no-opt --single-threaded-gc",
+]
 #: Where a page is while a test waits: it asks for nothing.
 QUIET = "/settings"
 # what the app's router listens to

@@ -27,6 +27,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.feeds import stream_feed
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 STREAMS = DEMO_FEED_NAMES[:4]
 
@@ -239,7 +240,9 @@ _go_on(session, Growing(1_000, 0))
 
 @pytest.mark.slow
 def test_a_live_demo_lands_what_comes_and_shows_what_is_late_twice_or_broken(lake, lake_store):
-    with subprocess.Popen([sys.executable, "-c", _LIVE, str(lake)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKED + _LIVE, str(lake)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout
         page = next(found[0] for line in process.stdout if (found := re.findall(r"http://127\.0\.0\.1:\d+", line)))
         wanted = ("rows_landed", "rows_late", "rows_duplicate", "rows_quarantined")

@@ -11,6 +11,7 @@ import pytest
 
 from datalake_assets.cli.session import prepare_home
 from datalake_assets_tests.processes.spared_storages import FOLDER
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 
 def test_run_prints_what_a_person_reads_and_keeps_all_events(
@@ -36,7 +37,7 @@ def test_processes_that_open_a_new_history_at_once_all_can(tmp_path: Path, monke
     monkeypatch.delenv(FOLDER)  # they make it, and copy none
     prepare_home()
     code = "from datalake_assets.defs.runtime import open_instance; open_instance().dispose()"
-    children = [subprocess.Popen([sys.executable, "-c", code], env=os.environ) for _ in range(3)]
+    children = [subprocess.Popen([sys.executable, "-c", FORKED + code], env=os.environ) for _ in range(3)]
     assert [child.wait(120) for child in children] == [0, 0, 0]
 
 

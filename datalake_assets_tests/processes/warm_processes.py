@@ -55,6 +55,8 @@ _MODULES = frozenset(
     }
 )
 _SCRIPTS = frozenset({"datalake", "dagster"})
+#: Of these, what is given another import path than this process has: the same places by their names.
+_WITH_PATH = frozenset({"datalake_assets.lake.sql_process"})
 #: What a process of multiprocessing runs; Dagster's code server starts one for each run.
 _SPAWNED = "from multiprocessing.spawn import spawn_main"
 #: Arguments of what starts further processes of these kinds.
@@ -116,6 +118,7 @@ _IMPORTED = [
     "datalake_assets.defs.feeds.runner",
     "datalake_assets.demo.demo_lake",
     "datalake_assets.demo.ksqldb_server.ksql_server",
+    "datalake_assets.lake.exact_answers",
     "datalake_assets.lake.hive",
     "datalake_assets.lake.hive_snapshot",
     "datalake_assets.lake.inspection",
@@ -123,6 +126,7 @@ _IMPORTED = [
     "datalake_assets.lake.landing",
     "datalake_assets.lake.marts.mart_inputs",
     "datalake_assets.lake.sql_process",
+    "datalake_assets.lake.sql_scans",
     "datalake_assets.lake.tables",
     "datalake_assets.lake.watching",
     "datalake_assets.parquet.rolling",
@@ -263,7 +267,7 @@ class Hooks:
         runs = self._knows([os.fsdecode(each) for each in args])
         if runs and close_fds and owner == [None] * 3 and umask < 0 and before is None:
             environment = _decoded(os.environb if env is None else dict(each.partition(b"=")[::2] for each in env))
-            if waiting := self._waits(environment):
+            if waiting := self._waits(os.environ if runs.get("module") in _WITH_PATH else environment):
                 folder = str(Path.cwd() / ("" if cwd is None else os.fsdecode(cwd)))
                 asked = {**runs, **_signals(), "environment": environment, "folder": folder}
                 asked |= {"session": session, "group": group}
@@ -391,6 +395,9 @@ def _become(asked: dict[str, Any], fds: Mapping[int, int]) -> None:
     time.tzset()
     sys.argv = sys.orig_argv = list(asked["argv"])
     sys.path[0] = os.path.dirname(os.path.realpath(asked["script"])) if "script" in asked else asked["folder"]  # noqa: PTH120
+    if asked.get("module") in _WITH_PATH:
+        named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[1:] = [*named, *(each for each in sys.path[1:] if each not in named)]
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = _stream(number, getattr(sys, name)) if number in fds else None
         setattr(sys, name, stream)
