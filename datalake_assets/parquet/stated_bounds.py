@@ -10,7 +10,7 @@ Source: apache/parquet-format, src/main/thrift/parquet.thrift: Statistics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -18,13 +18,19 @@ import pyarrow as pa
 from datalake_assets.parquet.footer import TAIL_BYTES
 from datalake_assets.parquet.native import Part, load_kernel
 from datalake_assets.parquet.row_groups import TYPES
-from datalake_assets.parquet.thrift import BINARY, I32, LIST, STRUCT, CompactReader, MalformedThrift
+from datalake_assets.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, CompactReader, MalformedThrift
 
 __all__ = ["OddBound", "check_bounds", "fatal_bound", "has_cut_bounds", "odd_bounds"]
 
 # SchemaElement, FileMetaData, RowGroup, ColumnChunk and ColumnMetaData
 ELEMENT_TYPE, ELEMENT_LENGTH, ELEMENT_NAME, ELEMENT_CHILDREN = 1, 2, 4, 5
 SCHEMA, ROW_GROUPS, COLUMNS, META_DATA, CHUNK_TYPE, STATISTICS = 2, 4, 1, 3, 1, 12
+CRYPTO, SIZES, PLACES, WITH_COLUMN_KEY = 8, 16, 17, 2
+#: Kinds of the elements that lists have: of FileMetaData, of RowGroup, of ColumnMetaData, and of structs within.
+FILE_LISTS = {SCHEMA: STRUCT, ROW_GROUPS: STRUCT, 5: STRUCT, 7: STRUCT}
+GROUP_LISTS = {COLUMNS: STRUCT, 4: STRUCT}
+CHUNK_LISTS = {2: I32, 3: BINARY, 8: STRUCT, 13: STRUCT}
+INNER_LISTS = {SIZES: {2: I64, 3: I64}, PLACES: {2: I32}}
 #: Holds most footers whole.
 FIRST_READ_BYTES = 64 << 10
 #: Statistics: max and min, then max_value and min_value.
@@ -89,7 +95,7 @@ def odd_bounds(footer: bytes) -> Iterator[OddBound]:
     """
     leaves: list[_Leaf] = []
     reader = CompactReader(footer)
-    for field, kind in reader.fields():
+    for field, kind in _checked(reader, FILE_LISTS):
         if field == SCHEMA:
             elements = [_element(reader) for _ in range(reader.structs(kind))]
             leaves = [leaf for leaf in elements if leaf is not None]
@@ -117,24 +123,44 @@ def _element(reader: CompactReader) -> _Leaf | None:
     return _Leaf(name.decode(errors="backslashreplace"), numbers[ELEMENT_TYPE], numbers.get(ELEMENT_LENGTH, 0))
 
 
-def _of_group(reader: CompactReader, leaves: list[_Leaf]) -> Iterator[OddBound]:
+def _checked(reader: CompactReader, lists: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+    """The fields of a struct, whose lists must have elements of these kinds: else Arrow reads all else otherwise."""
     for field, kind in reader.fields():
+        if kind == LIST and field in lists:
+            reader.expect_elements(lists[field])
+        yield field, kind
+
+
+def _check_key(reader: CompactReader) -> None:
+    for field, kind in reader.fields():
+        if field == WITH_COLUMN_KEY and kind == STRUCT:
+            for _ in _checked(reader, {1: BINARY}):  # the column's path
+                pass
+
+
+def _of_group(reader: CompactReader, leaves: list[_Leaf]) -> Iterator[OddBound]:
+    for field, kind in _checked(reader, GROUP_LISTS):
         if field != COLUMNS or kind != LIST:
             continue
         for index in range(reader.structs(kind)):
             for part, of_part in reader.fields():
-                if part == META_DATA and of_part == STRUCT and index < len(leaves):
+                if part == CRYPTO and of_part == STRUCT:
+                    _check_key(reader)
+                elif part == META_DATA and of_part == STRUCT and index < len(leaves):
                     yield from _of_chunk(reader, leaves[index])
 
 
 def _of_chunk(reader: CompactReader, leaf: _Leaf) -> Iterator[OddBound]:
-    for field, kind in reader.fields():
+    for field, kind in _checked(reader, CHUNK_LISTS):
         if field == CHUNK_TYPE:
             if (stated := reader.integer(kind, I32)) != leaf.kind:
                 reason = f"a chunk of column {leaf.name!r} is {_type_name(stated)}, and {_type_name(leaf.kind)} by the"
                 yield OddBound(f"{reason} schema", is_cut=False, is_short=True)
         elif field == STATISTICS and kind == STRUCT:
             yield from _of_statistics(reader, leaf)
+        elif field in INNER_LISTS and kind == STRUCT:
+            for _ in _checked(reader, INNER_LISTS[field]):
+                pass
 
 
 def _of_statistics(reader: CompactReader, leaf: _Leaf) -> Iterator[OddBound]:

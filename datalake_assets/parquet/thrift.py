@@ -42,6 +42,8 @@ TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID =
 INTEGERS = (I32, I64, I16)
 FIXED_BYTES = {TRUE: 0, FALSE: 0, BYTE: 1, DOUBLE: 8, UUID: 16}
 VARINT_MAX_BYTES = 10  # 64 bits, seven in each byte
+MAX_FIELD = 0x7FFF  # ids have 16 bits: of larger ones, others take what is left of them
+MAX_INT32 = 1 << 31
 SEVEN_BITS = 127  # the largest number of one byte; a byte above says that more follow
 LONG_FORM = 15  # from this many elements on, a list's count follows its header; from 16 on, a field's id does
 # The deepest value of a footer is about ten levels down; Python's own stack ends at about a thousand.
@@ -94,7 +96,7 @@ class CompactReader:
                 begin = self.position
             else:
                 return
-            if field <= last:
+            if not last < field <= MAX_FIELD:
                 raise UndecodableThrift(f"field {field} after field {last}")
             last = field
             yield field, header & 15
@@ -102,9 +104,12 @@ class CompactReader:
                 self.position = skipped(data, begin, header & 15, 0)
 
     def integer(self, kind: int, expected: int) -> int:
-        """The number here, whose field must be of the expected kind."""
+        """The number here, whose field must be of the expected kind, and which must fit into it."""
         self.expect(kind, expected)
-        return self._zigzag()
+        number = self._zigzag()
+        if expected == I32 and not -MAX_INT32 <= number < MAX_INT32:  # others take what is left of it in 32 bits
+            raise UndecodableThrift("a number is too large")
+        return number
 
     def binary(self, kind: int) -> bytes:
         """The bytes or text here."""
@@ -115,6 +120,16 @@ class CompactReader:
             raise UndecodableThrift("a text is longer than what is left")
         begin, self.position = self.position, end
         return self.data[begin:end]
+
+    def expect_elements(self, element: int) -> None:
+        """Refuses a list here of other elements than these, which the format has there; the list stays to be read.
+
+        The readers that Thrift generates take each element for what it should be, whatever kind is stated, and so all
+        that follows for something else than whoever goes by what is stated.
+        """
+        position = self.position
+        if position < len(self.data) and self.data[position] > LONG_FORM and self.data[position] & 15 != element:
+            raise UndecodableThrift("a list of something else than expected")
 
     def structs(self, kind: int) -> int:
         """How many structs the list here has; the first begins here now."""
@@ -220,7 +235,7 @@ def next_field(data: bytes, position: int, before: int) -> tuple[int, int, int]:
         return 0, 0, position + 1
     value, position = _varint(data, position + 1)
     field = (value >> 1) ^ -(value & 1)
-    if field <= before:
+    if not before < field <= MAX_FIELD:
         raise UndecodableThrift(f"field {field} after field {before}")
     return field, header & 15, position
 

@@ -222,3 +222,17 @@ def test_lists_are_read_as_they_were_written_and_refused_if_they_are_cut_or_of_a
         for other in encoded.keys() - {name}:
             with pytest.raises(MalformedThrift, match="a list of something else"):
                 getattr(CompactReader(data), other)(LIST)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        bytes([I32]) + zigzag(1 << 16 | 5) + b"\x02\x00",  # field 65541, of which others read 5
+        bytes([0x50 | I32]) + zigzag(1 << 32 | 1) + b"\x00",  # a number of which others read 1
+    ],
+)
+def test_what_others_read_less_of_is_refused(encoded):
+    """Thrift's own readers keep the lower bits of what does not fit, and take it for something else."""
+    reader = CompactReader(encoded)
+    with pytest.raises(MalformedThrift):
+        _ = [reader.integer(kind, I32) for _, kind in reader.fields()]

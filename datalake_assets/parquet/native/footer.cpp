@@ -179,6 +179,16 @@ void parse_statistics(ThriftReader& reader, Chunk& chunk) {
   chunk.says_exact = said == 2 && chunk.min_exact && chunk.max_exact;
 }
 
+// The lists of a struct that nothing is read of.
+void check_lists(ThriftReader& reader, std::initializer_list<std::pair<int, int>> elements) {
+  reader.fields([&](int field, int type) {
+    for (auto [list, element] : elements) {
+      if (type == T_LIST && field == list) reader.expect_elements(element);
+    }
+    return false;
+  });
+}
+
 void parse_chunk_metadata(ThriftReader& reader, Chunk& chunk) {
   reader.fields([&](int field, int type) {
     if (type == T_I32 || type == T_I64) {
@@ -223,8 +233,15 @@ void parse_chunk_metadata(ThriftReader& reader, Chunk& chunk) {
       }
       return true;
     }
+    if (field == 3 && type == T_LIST) reader.expect_elements(T_BINARY);
+    if (field == 13 && type == T_LIST) reader.expect_elements(T_STRUCT);
+    if ((field == 16 || field == 17) && type == T_STRUCT) {  // of sizes; of places on the earth
+      check_lists(reader, {{2, field == 16 ? T_I64 : T_I32}, {3, T_I64}});
+      return true;
+    }
     if (field == 8 && type == T_LIST) {
       const u8* begin = reader.at;
+      reader.expect_elements(T_STRUCT);
       reader.skip(type);
       chunk.key_values = {begin, static_cast<size_t>(reader.at - begin)};
       return true;
@@ -276,6 +293,7 @@ RowGroup parse_group(ThriftReader& reader, size_t leaves) {
     }
     if (field == 4 && type == T_LIST) {
       const u8* begin = reader.at;
+      reader.expect_elements(T_STRUCT);
       reader.skip(type);
       group.sorting = {begin, static_cast<size_t>(reader.at - begin)};
       return true;
@@ -380,6 +398,7 @@ Footer parse_footer(View tail, size_t file_bytes) {
       }
       case 5:
         need(type == T_LIST, "its footer is damaged");
+        reader.expect_elements(T_STRUCT);
         reader.skip(type);
         footer.key_values = {begin, static_cast<size_t>(reader.at - begin)};
         return true;

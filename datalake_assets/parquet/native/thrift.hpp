@@ -69,6 +69,11 @@ struct ThriftReader {
     return count;
   }
   void skip(int type, int depth = 0);
+  // Refuses a list here of other elements than the format has there: readers take each for what it should be, whatever
+  // is stated, and what follows for something else than whoever skips it.
+  void expect_elements(int type) const {
+    need(at < end && (!(*at >> 4) || (*at & 15) == type), "a list in its metadata has elements of another type");
+  }
 
   // Calls use(field, type) for each field of a struct, which reads the field, or returns false to have it skipped.
   template <class Use>
