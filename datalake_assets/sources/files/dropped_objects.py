@@ -12,12 +12,12 @@ import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
@@ -237,7 +237,7 @@ class S3Objects:
             arguments["StartAfter"] = f"{self._prefix}{after}"
         with self._named("the prefix"):
             for page in self._boto.get_paginator("list_objects_v2").paginate(**arguments):  # type: ignore[arg-type]  # a plain dict
-                for each in page.get("Contents", ()):
+                for each in self._entries(page):
                     name = each["Key"][len(self._prefix) :]
                     if is_drop(name):
                         modified = each["LastModified"].astimezone(UTC)
@@ -251,11 +251,23 @@ class S3Objects:
     def _listed_from(self, name: str) -> DroppedObject | None:
         with self._named(name):
             page = self._boto.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}{name}", MaxKeys=1)
-        for each in page.get("Contents", ()):
+        for each in self._entries(page):
             modified = each["LastModified"].astimezone(UTC)
             found = each["Key"][len(self._prefix) :]
             return DroppedObject(found, each["Size"], modified, each["ETag"].strip('"'))
         return None
+
+    def _entries(self, page: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """What a page of a listing names; a gateway's page names nothing, and a table is all files that are named.
+
+        Raises:
+            SourceUnavailable: It is no page of this listing, or goes on and does not say where.
+        """
+        goes_on_nowhere = page.get("IsTruncated") and not page.get("NextContinuationToken")
+        if not page.get("Name") or goes_on_nowhere:
+            raise SourceUnavailable(f"files in {self.uri}", "S3 answered with what is no whole listing")
+        found: Sequence[Mapping[str, Any]] = page.get("Contents", ())
+        return found
 
     def open(self, dropped: DroppedObject) -> IO[bytes]:
         """Implements `DroppedObjects`: downloads it, whole, before anything is made of it."""

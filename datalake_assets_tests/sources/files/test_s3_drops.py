@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import http.server
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import botocore.utils
@@ -11,6 +14,7 @@ import obstore
 import pytest
 
 from datalake_assets.core.facts import WriteReport
+from datalake_assets.errors import SourceUnavailable
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.files import dropped_objects
@@ -107,3 +111,34 @@ def test_a_thousand_objects_are_landed_and_twenty_refused(dropped, request):
 @pytest.mark.parametrize("text", ["2026-11-29T22:48:10Z", "2026-11-29T22:48:10.123Z", "Sun, 29 Nov 2026 22:48:10 GMT"])
 def test_times_in_answers_are_what_botocore_makes_of_them(text):
     assert dropped_objects._moment(text) == botocore.utils.parse_timestamp(text)
+
+
+LISTING = "<ListBucketResult><Name>b</Name><IsTruncated>{}</IsTruncated>{}</ListBucketResult>"
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "<html><p>Log in</p></html>", LISTING.format("true", "")], ids=["nothing", "page", "goes on nowhere"]
+)
+def test_answer_that_is_no_whole_listing_is_not_one_of_no_files(monkeypatch, answer):
+    """A table, which is all of its files, would have had none."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        with closing(dropped_objects.S3Objects("b", "", endpoint=f"http://127.0.0.1:{server.server_port}")) as place:
+            for ask in (lambda: list(place.list()), lambda: place.find("a.csv")):
+                with pytest.raises(SourceUnavailable, match="no whole listing"):
+                    ask()
+        server.shutdown()
+        thread.join()
