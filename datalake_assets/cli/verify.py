@@ -143,11 +143,11 @@ def _repair_runs() -> tuple[list[str], bool]:
         return [], False
     os.environ["DAGSTER_HOME"] = str(home)
     from datalake_assets.defs.feeds.runner import repair_runs  # noqa: PLC0415  not needed for --help
-    from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster takes a second to import
+    from datalake_assets.defs.runtime import home_failure, open_instance  # noqa: PLC0415  Dagster takes a second to import
 
     try:
         with open_instance() as instance:
             return repair_runs(instance), False
-    except ConfigError as error:
-        warn(f"Error: {error}")
+    except Exception as error:  # noqa: BLE001  its disk may be full, and the lake's not
+        warn(f"Error: {error if isinstance(error, ConfigError) else home_failure(str(home), error)}")
         return [], True

@@ -41,6 +41,7 @@ __all__ = [
     "as_failure",
     "cursor_state",
     "failures_named",
+    "home_failure",
     "isolated",
     "known_dagster_warnings_ignored",
     "open_instance",
@@ -143,9 +144,14 @@ def open_instance() -> dg.DagsterInstance:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return _opened()
     except Exception as error:  # YAML's, SQLAlchemy's and Dagster's own errors have nothing in common
-        cause = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-        text = cause if len(cause) <= _LONGEST else f"{cause[:_LONGEST]} …"
-        raise ConfigError(f"DAGSTER_HOME {home} cannot be used: {text}; mend it, or name another folder") from error
+        raise home_failure(home, error) from error
+
+
+def home_failure(home: str, error: Exception) -> ConfigError:
+    """What Dagster's folder, or the disk that it is on, fails with, on one line."""
+    cause = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    text = cause if len(cause) <= _LONGEST else f"{cause[:_LONGEST]} …"
+    return ConfigError(f"DAGSTER_HOME {home} cannot be used: {text}; mend it, or name another folder")
 
 
 def _opened() -> dg.DagsterInstance:

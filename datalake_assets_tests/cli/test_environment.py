@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,13 @@ def test_a_dagster_home_with_wrong_settings_is_one_line(run, dagster_home):
 
 
 def test_a_damaged_history_is_one_line_and_the_lake_is_repaired_all_the_same(run, dagster_home, lake):
+    (runs,) = dagster_home.rglob("runs.db")
+    with closing(sqlite3.connect(runs)) as connection:
+        connection.execute("drop table runs")
+    repaired = run("repair")  # it fails once it is asked, as on a full disk
+    assert (repaired.exit_code, repaired.stdout, repaired.stderr.count("\n")) == (1, "1 feeds, nothing to repair\n", 1)
+    assert repaired.stderr.startswith(f"Error: DAGSTER_HOME {dagster_home} cannot be used: ")
+
     for file in dagster_home.rglob("*.db"):
         for rest in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
             rest.unlink(missing_ok=True)

@@ -199,7 +199,7 @@ class S3Clients:
             headers = self.boto.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
         except exceptions.ClientError as error:
             headers = error.response["ResponseMetadata"]["HTTPHeaders"]
-        return parsedate_to_datetime(headers["date"]).astimezone(UTC)
+        return parsedate_to_datetime(said(headers, "date")).astimezone(UTC)
 
     def arrow(self) -> pyarrow.fs.S3FileSystem:
         """Arrow's filesystem, a new one whenever the credentials have been renewed."""

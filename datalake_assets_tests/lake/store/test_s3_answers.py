@@ -31,6 +31,7 @@ REQUESTS: dict[str, tuple[Callable[[Store], Any], type[LakeError]]] = {
     "stage": (stage, TransientStoreError),
     "delete": (lambda store: store.delete(["a"]), TransientStoreError),
     "list": (lambda store: list(store.list("a")), TransientStoreError),
+    "now": (lambda store: store.now(), TransientStoreError),
 }
 
 
@@ -41,12 +42,12 @@ def gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     class Answers(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("content-length") or 0))
-            self.send_response(200)
+            self.send_response_only(200)  # and not when that is
             self.send_header("content-length", str(len(request.param)))
             self.end_headers()
             self.wfile.write(request.param)
 
-        do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815  the standard library's names
+        do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815  the standard library's names
 
         def log_message(self, *_: Any) -> None: ...
 
