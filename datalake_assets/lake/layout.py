@@ -35,6 +35,7 @@ from datalake_assets.lake.summary import Summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.dataset as ds
 
 __all__ = [
     "MARKER",
@@ -375,6 +376,9 @@ class FeedFolder:
     def why_final(self, key: str) -> str:  # noqa: ARG002  others need it
         """Why no file of a partition can be merged any more; empty if they can."""
         return ""
+
+    def check_names(self, files: ds.FileSystemDataset) -> None:
+        """Refuses files that cannot be read by the names of their columns."""
 
     def probe(self) -> None:
         """Proves that the store which commits rely on enforces conditional writes."""

@@ -219,12 +219,15 @@ def committed_files(
 
     Raises:
         SnapshotExpired: A manifest names other files by now, and those that it named are gone.
+        ConfigError: Columns of some have other names than the table's by now.
     """
     paths = [folder.partition_path(key) for key in keys]
     columns = PartitionColumns(schema_from_json(schema) if schema else pa.schema([]), paths, inferred=folder.is_adopted)
     kept = matching_paths(paths, columns, where)
     chosen = [key for key, path in zip(keys, paths, strict=True) if path in kept]
-    return _dataset(folder, list(zip(chosen, manifests(chosen), strict=True)), columns)
+    found = _dataset(folder, list(zip(chosen, manifests(chosen), strict=True)), columns)
+    folder.check_names(found)
+    return found
 
 
 def _dataset(

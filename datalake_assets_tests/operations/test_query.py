@@ -17,7 +17,7 @@ from pyiceberg.typedef import Record
 from datalake_assets.lake import sql_process
 from datalake_assets.lake.sql_jobs import SqlFailed, SqlJob
 from datalake_assets.operations import Operations
-from datalake_assets_tests.lake.iceberg.iceberg_tables import add_file, data_paths, delete_rows
+from datalake_assets_tests.lake.iceberg.iceberg_tables import add_file, data_paths, delete_rows, without_old_schemas
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA, files_below
 
 
@@ -324,6 +324,8 @@ def test_a_table_that_others_changed_is_read_as_it_is_or_refused_by_name(ask, or
     assert answer() == wanted
     with stored().update_schema() as schema:
         schema.rename_column("note", "remark")
+    assert "another engine has changed columns" in answer()
+    without_old_schemas(stored().catalog, "sales.orders")
     assert "another engine has changed columns" in answer()
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -37,8 +37,12 @@ from datalake_assets.lake.iceberg.iceberg_planning import why_too_new
 from datalake_assets.lake.iceberg.iceberg_schemas import Parted, fresh_ids, is_storable, partition_spec, with_field_ids
 from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path, path_in_table
 from datalake_assets.lake.iceberg.manifests import Manifests
+from datalake_assets.lake.iceberg.snapshot_files import may_be_misnamed
 from datalake_assets.lake.layout import FeedFolder, folder_store
 from datalake_assets.lake.store.base import Store
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 __all__ = ["IcebergFolder"]
 
@@ -113,6 +117,22 @@ class IcebergFolder(FeedFolder):
             return ""
         return "is of a version that is not the newest"
 
+    def check_names(self, files: ds.FileSystemDataset) -> None:
+        """Implements `FeedFolder`: Iceberg knows columns by number, and other engines rename them."""
+        view = self.cell.get("looked") or self.view()
+        if view.table is None or not may_be_misnamed(view.table.metadata):
+            return
+        schema = view.table.schema()
+        for fragment in files.get_fragments():
+            for name, number in _numbered(fragment.physical_schema):
+                now = schema.find_column_name(number)
+                if name != now:
+                    raise ConfigError(
+                        f"the Iceberg table of feed {self.feed.name!r} has {f'{now!r} for' if now else 'no'} column"
+                        f" {name!r} of {fragment.path} by now: another engine renamed or dropped it; give it its name"
+                        " again, or read the table with that engine"
+                    )
+
     def probe(self) -> None:
         """Implements `FeedFolder`: what decides is the catalog, and the lake's lists of commits under way."""
         self.store.probe()
@@ -124,7 +144,8 @@ class IcebergFolder(FeedFolder):
 
     def view(self) -> TableView:
         """The table as it is now."""
-        return self.view_of(load_table(self.store, self.feed))
+        found = self.cell["looked"] = self.view_of(load_table(self.store, self.feed))
+        return found
 
     def seen(self) -> TableView:
         """The table as it was when this write began; as it is now, if none has."""
@@ -310,6 +331,20 @@ class IcebergFolder(FeedFolder):
             "write.metadata.previous-versions-max": "100",
         }
         return create_table(self.store, self.feed, own, spec=spec, properties=properties)
+
+
+def _numbered(fields: Iterable[pa.Field], above: str = "") -> Iterator[tuple[str, int]]:
+    """Full names and numbers of a file's columns, and of the fields in them."""
+    for each in fields:
+        name, number = f"{above}{each.name}", (each.metadata or {}).get(b"PARQUET:field_id")
+        if number is not None:
+            yield name, int(number)
+        if pa.types.is_struct(each.type):
+            yield from _numbered(each.type, f"{name}.")
+        elif pa.types.is_list(each.type) or pa.types.is_large_list(each.type):
+            yield from _numbered([each.type.value_field.with_name("element")], f"{name}.")
+        elif pa.types.is_map(each.type):
+            yield from _numbered([each.type.key_field, each.type.item_field], f"{name}.")
 
 
 def _fields_of(spec: PartitionSpec) -> list[tuple[int, str]]:

@@ -25,7 +25,7 @@ from pyiceberg.table.metadata import TableMetadata
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.lake.iceberg.object_reads import Fetching, open_native
 from datalake_assets.lake.iceberg.present_rows import PresentRows, same_fields
-from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles, may_lack_columns
+from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles, may_be_misnamed, may_lack_columns
 from datalake_assets.lake.nested_scans import scanner_of
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.table import Logged
@@ -86,6 +86,8 @@ def _odd_columns(metadata: TableMetadata) -> str:
             was = (each.name, str(each.field_type))
             if now.get(each.field_id, was) != was or (each.field_id not in now and each.name in names):
                 return f"its column {each.name!r} was renamed, or is of another type than before"
+    if may_be_misnamed(metadata):
+        return "schemas of before are gone from its metadata, and columns may have had other names"
     if any(getattr(each, "initial_default", None) is not None for each in metadata.schema().fields):
         return "a column has a default that older files lack"
     return ""

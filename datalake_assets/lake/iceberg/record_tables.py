@@ -254,7 +254,8 @@ class RecordTable:
             if snapshot_id is None and as_of is None:
                 return Reading(None, self.arrow_schema)
             raise SnapshotNotFound(self.name, "there is no such snapshot")
-        if len(self._table.schemas()) > 1:
+        # expiries of other engines forget schemas of before, under which there may still be files
+        if len(self._table.schemas()) > 1 or self._table.metadata.current_schema_id:
             raise UnreadableTable(self.name, "another engine has changed columns")
         files = self._files_of(found)
         if all(each.startswith("/") for each in files.paths):

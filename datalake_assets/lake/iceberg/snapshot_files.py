@@ -22,7 +22,15 @@ from pyiceberg.transforms import IdentityTransform, VoidTransform
 
 from datalake_assets.lake.iceberg.manifests import Manifests
 
-__all__ = ["DeleteFile", "LiveFile", "PartitionId", "SnapshotFiles", "may_lack_columns", "partition_id"]
+__all__ = [
+    "DeleteFile",
+    "LiveFile",
+    "PartitionId",
+    "SnapshotFiles",
+    "may_be_misnamed",
+    "may_lack_columns",
+    "partition_id",
+]
 
 #: Field id of the path in a position delete file (Iceberg specification, "Reserved Field IDs").
 PATH_FIELD = 2147483546
@@ -45,6 +53,23 @@ def may_lack_columns(file: DataFile, metadata: TableMetadata) -> set[int]:
     fields = metadata.specs()[file.spec_id].fields
     return {each.source_id for each in fields if isinstance(each.transform, IdentityTransform)} - set(
         file.value_counts or ()
+    )
+
+
+def may_be_misnamed(metadata: TableMetadata) -> bool:
+    """Whether files may have columns, or fields in them, under other names than the table's.
+
+    A schema of before says it. Where one is gone from the metadata, as expiries of other engines take those out that no
+    snapshot names, nobody knows: files of before may still be there.
+    """
+    known = {each.schema_id for each in metadata.schemas}
+    if not known.issuperset(range(metadata.current_schema_id)):
+        return True
+    now = metadata.schema()
+    return any(
+        now.find_column_name(number) != each.find_column_name(number)
+        for each in metadata.schemas
+        for number in each.field_ids
     )
 
 

@@ -6,11 +6,12 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit
 
@@ -113,10 +114,24 @@ def version_3(catalog: SqlCatalog) -> Table:
 
 def upgraded(catalog: SqlCatalog, name: str) -> Table:
     """The table once another engine has made it one of the format's third version, which pyiceberg only reads."""
+    return _changed(catalog, name, lambda metadata: metadata | {"format-version": 3, "next-row-id": 0})
+
+
+def without_old_schemas(catalog: SqlCatalog, name: str) -> Table:
+    """The table once another engine has forgotten schemas of before: Spark's expiry with ``clean_expired_metadata``."""
+
+    def forget(metadata: dict[str, Any]) -> dict[str, Any]:
+        now = metadata["current-schema-id"]
+        return metadata | {"schemas": [each for each in metadata["schemas"] if each["schema-id"] == now]}
+
+    return _changed(catalog, name, forget)
+
+
+def _changed(catalog: SqlCatalog, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Table:
+    """What pyiceberg has no call for."""
     path = Path(urlsplit(catalog.load_table(name).metadata_location).path)
-    metadata = json.loads(path.read_text()) | {"format-version": 3, "next-row-id": 0}
-    newer = path.with_name("v3.metadata.json")
-    newer.write_text(json.dumps(metadata))
+    newer = path.with_name(f"changed-{uuid.uuid4()}.metadata.json")
+    newer.write_text(json.dumps(change(json.loads(path.read_text()))))
     catalog.drop_table(name)
     return catalog.register_table(name, f"file://{newer}")
 

@@ -46,6 +46,7 @@ from datalake_assets_tests.lake.iceberg.iceberg_tables import (
     rows,
     url_of,
     version_3,
+    without_old_schemas,
 )
 
 BOTH = ("ts_day=2026-01-01", "ts_day=2026-01-02")
@@ -84,6 +85,19 @@ def test_rows_are_those_of_the_table_with_deletes_and_columns_of_before(local_st
     assert [ours.compact(key, FORCE).files_after for key in ours.partitions()] == [1, 1]
     assert content(catalog.load_table("n.t")) == before
     assert seen() == wanted
+
+
+def test_files_are_not_plain_once_schemas_of_before_are_forgotten(local_store, catalog, tmp_path):
+    """Spark's expiry forgets those that no snapshot names; files under other names are there all the same."""
+    create(catalog).append(rows(0, 3))
+    table = adopted(local_store, tmp_path)
+    assert table.logged().why_not_plain == ""
+    with catalog.load_table("n.t").update_schema() as update:
+        update.rename_column("name", "label")
+    without_old_schemas(catalog, "n.t")
+
+    assert "schemas of before are gone" in table.logged().why_not_plain
+    assert sorted(table.scan().read_all()["label"].to_pylist()) == ["name 0", "name 1", "name 2"]
 
 
 def test_a_filter_gives_the_rows_that_fit(local_store, catalog, tmp_path):

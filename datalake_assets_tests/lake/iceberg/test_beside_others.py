@@ -23,7 +23,7 @@ from datalake_assets.lake.tables import open_table
 from datalake_assets.testing.tables import FORCE, ids_of
 from datalake_assets_tests.lake.feeds import numbered, rows, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.iceberg.iceberg_feeds import catalog_of, ids_seen, seen_by_others
-from datalake_assets_tests.lake.iceberg.iceberg_tables import delete_rows, upgraded
+from datalake_assets_tests.lake.iceberg.iceberg_tables import delete_rows, upgraded, without_old_schemas
 
 
 @pytest.fixture
@@ -106,6 +106,32 @@ def test_column_that_another_engine_renamed_stops_the_feed(local_store, feed, ag
             land(local_store, feed, range(12, 14))
     assert ids_seen(local_store) == list(range(12))
     assert not {each.what for each in open_table(local_store, feed).verify()} & {"pending", "unknown file"}
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["known", "forgotten"])
+def test_renamed_column_is_not_read_by_a_name_that_files_do_not_have(local_store, feed, forgotten):
+    """Files that the other engine has written since have it under its new name alone."""
+
+    def rename(old: str, new: str) -> None:
+        with seen_by_others(local_store) as table, table.update_schema() as update:
+            update.rename_column(old, new)
+
+    land(local_store, feed, range(5))
+    land(local_store, feed, range(5, 10))
+    rename("note", "remark")
+    rename("remark", "note")
+    assert ids_of(open_table(local_store, feed)) == list(range(10))
+
+    rename("note", "remark")
+    with seen_by_others(local_store) as table:
+        table.delete("id = 2")
+    if forgotten:
+        with catalog_of(local_store) as catalog:
+            without_old_schemas(catalog, "streams.s")
+    table = open_table(local_store, feed)
+    for read in (lambda: ids_of(table), lambda: table.deletion_plan("2025-01-01", "note = 'n1'")):
+        with pytest.raises(ConfigError, match=r"has 'remark' for column 'note' of .*: another engine renamed"):
+            read()
 
 
 def test_files_of_a_slow_commit_are_no_orphans_however_old(local_store, feed, monkeypatch):
