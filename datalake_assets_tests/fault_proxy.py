@@ -8,6 +8,7 @@ The Host header passes unchanged, so that signatures still verify. Standard libr
 `latency`          forwarded after `argument` seconds
 `status`           answered with `argument = (status, S3 error code)`; the server never sees the request
 `drop_response`    the server applies the request, its answer is lost
+`refuse_after`     the server applies the request, and is answered for with `argument`, as of `status`
 `truncate`         half of the answer's body, then a reset
 =================  ==================================================================================
 """
@@ -23,7 +24,7 @@ from typing import Any, Literal, Self
 
 __all__ = ["Fault", "FaultProxy"]
 
-Kind = Literal["reset", "stall", "latency", "status", "drop_response", "truncate"]
+Kind = Literal["reset", "stall", "latency", "status", "drop_response", "refuse_after", "truncate"]
 CHUNK = 64 * 1024
 HEAD_LIMIT = 1 << 20
 BODILESS = {204, 304}
@@ -146,6 +147,11 @@ class FaultProxy:
                 await sending
                 await _copy_body(from_server, answer, None, request=method)
                 return False
+            if fault and fault.kind == "refuse_after":
+                await sending
+                await _copy_body(from_server, answer, None, request=method)
+                await _refuse(fault.argument, None, reader, writer)
+                return False
             if fault and fault.kind == "truncate":
                 writer.write(answer.raw + await from_server.readexactly(int(answer.header(b"content-length")) // 2))
                 await writer.drain()
@@ -175,12 +181,17 @@ class FaultProxy:
 
 
 async def _refuse(
-    refusal: tuple[int, str], head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    refusal: tuple[int, str], head: Head | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    if not head.header(b"expect"):  # who expects 100 has not sent the body yet
+    """Refuses a request; of its head None if its body was read."""
+    if head and not head.header(b"expect"):  # who expects 100 has not sent the body yet
         await _copy_body(reader, head, None)
     status, code = refusal
-    body = b"" if head.words[0] == "HEAD" else f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+    body = (
+        b""
+        if head and head.words[0] == "HEAD"
+        else f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+    )
     length = f"Content-Length: {len(body)}\r\nConnection: close"
     writer.write(f"HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\n{length}\r\n\r\n".encode() + body)
     await writer.drain()

@@ -20,8 +20,10 @@ from click.testing import CliRunner
 from datalake_assets.cli.app import app
 from datalake_assets.lake.iceberg import record_appends
 from datalake_assets.lake.iceberg.tenant_tables import TenantTables
+from datalake_assets.lake.tables import open_table
 from datalake_assets.operations import Operations
 from datalake_assets_tests.fault_proxy import FaultProxy
+from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA
 from datalake_assets_tests.operations.shared_catalogs import SharedCatalog, glue_server, ready_rest_catalog
 
@@ -205,7 +207,17 @@ def proxied(rest) -> Iterator[tuple[FaultProxy, SharedCatalog]]:
 COMMIT = r"/tables/orders$"
 
 
-@pytest.mark.parametrize("fault", [("drop_response", None), ("reset", None), ("status", (503, "SlowDown"))])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("drop_response", None),
+        ("refuse_after", (409, "sent twice")),
+        ("refuse_after", (500, "Internal")),
+        ("reset", None),
+        ("status", (419, "ExpiredToken")),
+        ("status", (503, "SlowDown")),
+    ],
+)
 @pytest.mark.parametrize("key", [{}, {"idempotency_key": "a"}])
 def test_commit_whose_answer_is_lost_or_which_never_arrives_is_done_once(proxied, rest, asked, fault, key):
     proxy, lake = proxied
@@ -218,6 +230,40 @@ def test_commit_whose_answer_is_lost_or_which_never_arrives_is_done_once(proxied
     assert [kind for *_, kind in proxy.log if kind] == [fault[0]]
     assert ids(rest.table()) == [1]
     assert len([each for each in rest.files(rest.table()) if each.endswith(".parquet")]) == 1
+
+
+@pytest.mark.parametrize("fault", [("drop_response", None), ("refuse_after", (409, "sent twice"))])
+def test_creation_whose_answer_is_lost_is_found(proxied, rest, asked, fault):
+    proxy, lake = proxied
+    ask = asked(lake)
+    proxy.add(*fault, method="POST", path=r"/tables$")
+
+    assert ask("CREATE_TABLE", **ORDERS, schema=SCHEMA)["created"]
+    assert ask("CREATE_TABLE", **ORDERS, schema=SCHEMA)["error"]["code"] == "TABLE_EXISTS"
+    assert ids(rest.table()) == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("drop_response", None),
+        ("refuse_after", (409, "sent twice")),
+        ("refuse_after", (500, "Internal")),
+        ("status", (419, "ExpiredToken")),
+    ],
+)
+def test_feed_lands_once_whatever_the_catalog_answers(proxied, rest, fault):
+    proxy, lake = proxied
+    feed = stream_feed(format="iceberg")
+    for first, path in ((0, r"/tables$"), (3, r"/tables/s$")):
+        proxy.add(*fault, method="POST", path=path)
+        table = open_table(lake.store, feed)
+        batches = stream_of(numbered(range(first, first + 3)))
+        assert table.write(batches, partitions=table.plan().partitions, run_id="run").rows_added == 3
+
+    assert [kind for *_, kind in proxy.log if kind] == [fault[0]] * 2
+    assert ids(rest.opened().load_table((rest.namespace, "s"))) == list(range(6))
+    assert list(open_table(lake.store, feed).verify(deep=True)) == []
 
 
 def test_write_whose_catalog_is_gone_after_the_commit_is_not_known_and_done_once_when_repeated(

@@ -124,14 +124,21 @@ def create_table(store: Store, feed: Feed, schema: Schema, *, spec: PartitionSpe
     """Creates the table, unless somebody just has, and returns it as it is now."""
     identifier, catalog = identifier_of(store, feed), open_catalog(store)
     location = None if chooses_location(store) else location_of(store, feed)
-    with talking(store):
-        ensure_namespace(catalog, identifier[0])
-        catalog.create_table_if_not_exists(
-            identifier, schema, location=location, partition_spec=spec, properties=properties | {OWNER: store.uri}
-        )
+    lost: Exception | None = None
+    try:
+        with talking(store):
+            ensure_namespace(catalog, identifier[0])
+            catalog.create_table_if_not_exists(
+                identifier, schema, location=location, partition_spec=spec, properties=properties | {OWNER: store.uri}
+            )
+    except (TransientStoreError, NoSuchTableError) as error:  # it may be there all the same
+        lost = error
     table = load_table(store, feed)
     if table is None:
-        raise TransientStoreError(".".join(identifier), "the catalog does not show the table that it has just created")
+        reason = (
+            str(lost) if isinstance(lost, TransientStoreError) else "the catalog does not show the table it created"
+        )
+        raise TransientStoreError(".".join(identifier), reason) from lost
     return table
 
 

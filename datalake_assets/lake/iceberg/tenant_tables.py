@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import (
@@ -23,6 +24,7 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
+from pyiceberg.table import Table
 from pyiceberg.transforms import parse_transform
 from pyiceberg.types import IcebergType, ListType, NestedField
 from sqlalchemy.engine import URL
@@ -34,6 +36,7 @@ from datalake_assets.lake.iceberg.database_catalogs import DatabaseCatalog, made
 from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.iceberg.iceberg_catalogs import (
     OWNER,
+    catalog_failures,
     catalog_properties,
     chooses_location,
     ensure_namespace,
@@ -52,6 +55,8 @@ _CATALOG = "catalog.sqlite"
 NAMESPACES = "records"
 #: The property of a namespace and of a table that says which tenant's it is, beside `OWNER`, the lake's.
 TENANT = "datalake.tenant"
+#: The property of a table that tells its creation from others of the name.
+CREATION = "datalake.creation"
 #: Longest name of a namespace in a shared catalog (AWS Glue API reference, "DatabaseInput"; S3 Tables likewise).
 LONGEST_NAMESPACE = 255
 #: Namespaces in a shared catalog: what they begin with, the length of the tenant's name, and that with the rest.
@@ -222,17 +227,34 @@ class TenantTables:
         with translated():
             ensure_namespace(self.catalog, (full,), self.owner)
             self._check_owner(full, holds=self._is_owned(full))
+            mark = {CREATION: uuid4().hex}
             try:
                 table = self.catalog.create_table(
                     (full, name),
                     schema,
                     location=None if self.root is None else f"{self.root}/{namespace}/{name}",
                     partition_spec=_spec(schema, partitions),
-                    properties={**_PROPERTIES, **self.owner},
+                    properties={**_PROPERTIES, **self.owner, **mark},
                 )
             except TableAlreadyExistsError as error:
-                raise TableExists(f"{namespace}.{name}", "there is such a table") from error
+                found = self._created((full, name), mark)
+                if found is None:
+                    raise TableExists(f"{namespace}.{name}", "there is such a table") from error
+                table = found
+            except catalog_failures(OSError):
+                found = self._created((full, name), mark)
+                if found is None:
+                    raise
+                table = found
         return RecordTable(table, f"{namespace}.{name}")
+
+    def _created(self, identifier: tuple[str, str], mark: Mapping[str, str]) -> Table | None:
+        """The table, if the creation with that mark made it though its answer was lost, or was that of a repetition."""
+        assert self.catalog is not None  # noqa: S101  for mypy: whoever creates may create
+        with suppress(NoSuchTableError, NoSuchNamespaceError):
+            table = self.catalog.load_table(identifier)
+            return table if mark.items() <= table.properties.items() else None
+        return None
 
     def _has(self, namespace: str, name: str) -> bool:
         with suppress(TableNotFound):
