@@ -23,7 +23,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.wording import files_text
 from datalake_assets.errors import LakeError
 from datalake_assets.lake.iceberg.catalog_commits import NEWEST_FORMAT, table_text
-from datalake_assets.lake.iceberg.manifests import Manifests
+from datalake_assets.lake.iceberg.manifests import Manifests, schema_of_spec
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile, PartitionId, SnapshotFiles
 
 __all__ = ["IsClosed", "PartitionPlan", "RewriteGroup", "TablePlan", "never_closed", "plan_table", "why_too_new"]
@@ -192,6 +192,7 @@ class _Planner:
         self._excluded, self._among = excluded, among
         self._max_files, self._max_bytes = rules.max_files, rules.max_bytes  # left of the run
         self._schema, self._specs = metadata.schema(), metadata.specs()
+        self._forgotten = {number for number in self._specs if schema_of_spec(metadata, number) is None}
         self._committed_ms = {each.sequence_number: each.timestamp_ms for each in metadata.snapshots}
 
     def partitions(self, is_closed: IsClosed, only: Callable[[str], bool]) -> Iterable[PartitionPlan]:
@@ -240,6 +241,8 @@ class _Planner:
     def _why_not(self, file: LiveFile) -> str:
         if file.path in self._files.repeated:
             return "is named twice by the snapshot, so that its rows count twice"
+        if file.file.spec_id in self._forgotten:
+            return "is of a partition spec whose columns are gone, and forgotten by the table's metadata"
         return file.why_unusable
 
     def _besides(self, left: Sequence[LiveFile], *, closed: bool) -> Iterable[RewriteGroup]:

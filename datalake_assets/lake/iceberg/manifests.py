@@ -31,13 +31,14 @@ from pyiceberg.manifest import (
     _inherit_from_manifest,
 )
 from pyiceberg.schema import Schema
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.utils.schema_conversion import AvroSchemaConversion
 
 from datalake_assets.errors import CorruptLake, DatalakeError
 from datalake_assets.lake.iceberg.object_reads import LeanIO
 
-__all__ = ["DeleteManifestWriter", "Manifests", "entries_of", "manifests_of"]
+__all__ = ["DeleteManifestWriter", "Manifests", "entries_of", "manifests_of", "schema_of_spec"]
 
 #: Entries of manifests that are kept at hand; a kilobyte or two each.
 CACHED_ENTRIES = 50_000
@@ -72,6 +73,17 @@ class _Listed:
         for entry in self.entries:
             found[repr(entry.data_file.partition)].append(entry)
         return found
+
+
+def schema_of_spec(metadata: TableMetadata, spec_id: int) -> Schema | None:
+    """The newest schema that has all columns which a partition spec is made of; None if it is forgotten.
+
+    Columns of an old spec may be dropped. In the present schema its values have no type then, and pyiceberg writes a
+    manifest without them, which it cannot read.
+    """
+    sources = {each.source_id for each in metadata.specs()[spec_id].fields}
+    earlier = sorted(metadata.schemas, key=lambda each: each.schema_id, reverse=True)
+    return next((each for each in (metadata.schema(), *earlier) if sources <= each.field_ids), None)
 
 
 def manifests_of(snapshot: Snapshot, io: FileIO) -> list[ManifestFile]:

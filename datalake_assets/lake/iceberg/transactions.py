@@ -46,9 +46,9 @@ from pyiceberg.table.update import (
     TableUpdate,
 )
 
-from datalake_assets.errors import CommitConflict
+from datalake_assets.errors import CommitConflict, LakeError
 from datalake_assets.lake.iceberg.catalog_commits import check_format, commit_updates, delete_quietly, table_text
-from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter, Manifests
+from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter, Manifests, schema_of_spec
 
 __all__ = ["TableChange", "commit_change"]
 
@@ -185,7 +185,7 @@ class _Builder:
 
     def __init__(self, table: Table, change: TableChange, manifests: Manifests, branch: str) -> None:
         self._table, self._metadata, self._change, self._manifests = table, table.metadata, change, manifests
-        self._schema, self._specs = table.metadata.schema(), table.metadata.specs()
+        self._specs = table.metadata.specs()
         self._base = table.metadata.snapshot_by_name(branch)
         self._id = change.snapshot_id or table.metadata.new_snapshot_id()
         self._commit_uuid, self._numbers = uuid.uuid4(), count()
@@ -227,18 +227,26 @@ class _Builder:
         return path
 
     def _written(self, spec_id: int, content: ManifestContent, entries: Iterable[ManifestEntry]) -> ManifestFile:
+        schema = self._schema_of(spec_id)
         output = self._table.io.new_output(self._metadata_path(f"{self._commit_uuid}-m{next(self._numbers)}.avro"))
         spec: PartitionSpec = self._specs[spec_id]
         writer: ManifestWriter
         if content == ManifestContent.DELETES:
-            writer = DeleteManifestWriter(spec, self._schema, output, self._id, self._compression)
+            writer = DeleteManifestWriter(spec, schema, output, self._id, self._compression)
         else:
             version = self._metadata.format_version
-            writer = write_manifest(version, spec, self._schema, output, self._id, self._compression)
+            writer = write_manifest(version, spec, schema, output, self._id, self._compression)
         with writer:
             for entry in entries:
                 writer.add_entry(entry)
         return writer.to_manifest_file()
+
+    def _schema_of(self, spec_id: int) -> Schema:
+        found = schema_of_spec(self._metadata, spec_id)
+        if found is None:
+            reason = f"columns that partition spec {spec_id} is made of are gone, and forgotten by its metadata"
+            raise LakeError(table_text(self._table), reason, cure="rewrite its files with the engine that dropped them")
+        return found
 
     def _added(self) -> Iterator[ManifestFile]:
         by_spec: dict[int, list[DataFile]] = defaultdict(list)
@@ -304,7 +312,8 @@ class _Builder:
         for manifest in kept:
             alike[manifest.partition_spec_id, manifest.content, _size_class(manifest)].append(manifest)
         for (_, _, size_class), manifests in alike.items():
-            if size_class < 0 or len(manifests) < MERGE_MANIFESTS:
+            is_final = schema_of_spec(self._metadata, manifests[0].partition_spec_id) is None
+            if size_class < 0 or len(manifests) < MERGE_MANIFESTS or is_final:
                 yield from manifests
             else:
                 entries = (entry for manifest in manifests for entry in self._manifests.entries(manifest))
@@ -315,7 +324,10 @@ class _Builder:
         alike: dict[tuple[int, ManifestContent], list[ManifestFile]] = defaultdict(list)
         for manifest in kept:
             alike[manifest.partition_spec_id, manifest.content].append(manifest)
-        for manifests in alike.values():
+        for (spec_id, _), manifests in alike.items():
+            if schema_of_spec(self._metadata, spec_id) is None:
+                yield from manifests
+                continue
             entries = [entry for manifest in manifests for entry in self._manifests.entries(manifest)]
             entries.sort(key=lambda entry: (repr(entry.data_file.partition), entry.sequence_number or 0))
             for start in range(0, len(entries), ENTRIES_PER_MANIFEST):
@@ -327,10 +339,11 @@ class _Builder:
         )
         collector = _Collector(partition_summary_limit=int(limit))
         for file in self._change.added:
-            collector.add_file(file, schema=self._schema, partition_spec=self._specs[file.spec_id])
+            spec_id = file.spec_id
+            collector.add_file(file, schema=self._schema_of(spec_id), partition_spec=self._specs[spec_id])
         for _, entry in gone:
-            file = entry.data_file
-            collector.remove_file(file, schema=self._schema, partition_spec=self._specs[file.spec_id])
+            file, spec_id = entry.data_file, entry.data_file.spec_id
+            collector.remove_file(file, schema=self._schema_of(spec_id), partition_spec=self._specs[spec_id])
         stated = collector.build()
         before = self._base.summary if self._base is not None else None
         return Summary(self._change.operation, **stated, **_totals(before, stated), **self._change.summary)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestWriterV2, write_manifest
+from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table.snapshots import Operation, Summary, update_snapshot_summaries
+from pyiceberg.transforms import IdentityTransform
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError
 from datalake_assets.lake.iceberg import catalog_commits, transactions
-from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter
+from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter, entries_of
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets_tests.lake.iceberg.iceberg_tables import (
     UNPARTITIONED,
+    compact,
     create,
     data_paths,
     files_on_disk,
     ids,
     rows,
     version_3,
+    without_old_schemas,
 )
 
 
@@ -198,6 +203,50 @@ def test_manifests_are_left_alone_where_the_table_says_so(catalog, monkeypatch):
     for first in range(5):
         append(table, first, 1)
     assert len(table.current_snapshot().manifests(table.io)) == 5
+
+
+def without_its_column(catalog: SqlCatalog) -> Table:
+    """A table with files of an old partition spec, whose column was dropped."""
+    table = create(catalog, spec=PartitionSpec(PartitionField(3, 1000, IdentityTransform(), "name")))
+    table.append(rows(0, 3))
+    with table.update_spec() as spec:
+        spec.remove_field("name")
+    with table.update_schema() as schema:
+        schema.delete_column("name")
+    return table
+
+
+def test_values_of_a_partition_outlive_the_column_that_they_are_made_of(catalog):
+    """In the present schema they have no type: pyiceberg writes a manifest that it cannot read, or fails."""
+    table = without_its_column(catalog)
+    commit_change(table, TableChange(Operation.REPLACE, cluster_manifests=True))
+    commit_change(table, TableChange(Operation.DELETE, removed=data_paths(table)[:1]))
+
+    entries = [
+        (entry.status.name, entry.data_file.partition[0])
+        for manifest in table.current_snapshot().manifests(table.io)
+        for entry in entries_of(manifest, table.io, discard_deleted=False)
+    ]
+
+    assert sorted(entries) == [("DELETED", "name 0"), ("EXISTING", "name 1"), ("EXISTING", "name 2")]
+    assert ids(catalog.load_table("n.t")) == [1, 2]
+
+
+def test_files_whose_partitions_nobody_can_write_any_more_are_left_alone(catalog):
+    without_its_column(catalog)
+    table = without_old_schemas(catalog, "n.t")
+    commit_change(table, TableChange(Operation.REPLACE, cluster_manifests=True))
+    before = files_on_disk(table)
+
+    with pytest.raises(LakeError, match="columns that partition spec 0 is made of are gone"):
+        commit_change(table, TableChange(Operation.DELETE, removed=data_paths(table)[:1]))
+    report = compact(table)
+
+    assert {each.reason for each in report.skipped} == {
+        "is of a partition spec whose columns are gone, and forgotten by the table's metadata"
+    }
+    assert files_on_disk(table) == before
+    assert ids(catalog.load_table("n.t")) == [0, 1, 2]
 
 
 def test_old_metadata_files_are_deleted_where_the_table_says_so(catalog):
