@@ -237,7 +237,10 @@ def _logged_entry(store: Store, table: LakeTable, logged: Logged | None) -> Entr
     feed = table.feed
     if logged is None or not logged.files:
         return NotEntered(feed, "it has no data yet")
-    schema = table.snapshot().dataset().schema
+    is_misread = (
+        feed.is_exported and logged.why_not_plain
+    )  # its files may be none that are read by names: then of no file
+    schema = table.snapshot([] if is_misread else None).dataset().schema
     of_paths = set(partition_columns(feed)) if feed.is_exported else set()
     columns = tuple(
         Column(each.name, each.type, hive_type(each.type) or "", _comment(feed, each.name))
