@@ -87,6 +87,7 @@ REASONS = {
     "lake.store.local": "a store",
     "lake.store.s3": "a store",
     "lake.store.s3_uploads": "multipart uploads, which stay invisible until they are completed",
+    "lake.store.uncached": "how large files pass the page cache, by what each system can; tests of its own",
     "operations.admission": "whether a document is a request; no tables, no files",
     "operations.http_api": "one of the ways to the dispatcher: brings Starlette",
     "operations.validation": "records held against columns: pure, with table-driven tests",

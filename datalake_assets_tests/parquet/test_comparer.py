@@ -384,6 +384,18 @@ def test_a_page_without_values_has_the_head_that_readers_ask_for(encoding, passe
             decoded(changed)
 
 
+def test_differences_have_no_longer_numbers_than_arrow_takes():
+    """Five bytes for 32 bits, though the sixth be zero."""
+    how = {"use_dictionary": False, "column_encoding": {"a": "DELTA_BINARY_PACKED"}, "write_statistics": False}
+    body = encoded(pa.table({"a": pa.array([-(1 << 31)], pa.int32())}), data_page_version="2.0", **how)
+    head = bytes.fromhex("80010401ffffffff0f")  # 128 a block, in four parts, of one value, which is the first
+    changed = body.replace(head, bytes.fromhex("808180808000040106"))
+    assert body.count(head) == 1
+    with pytest.raises(OSError, match="InitHeader"):
+        decoded(changed)
+    assert (alone(body, 1).verdict, alone(changed, 1).verdict) == (Verdict.EQUAL, Verdict.UNCLEAR)
+
+
 def test_a_codec_that_arrow_lacks_is_refused_also_where_nothing_is_compressed():
     body = encoded(pa.table({"a": [1, 2, 3]}), use_dictionary=False, data_page_version="2.0", compression="none")
     stated = b"\x19\x18\x01a\x15"  # the path of the column, then its codec

@@ -68,11 +68,21 @@ void encode_hybrid(const T* values, size_t count, int bits, Bytes& out) {
   put_packed(values + packed_from, count - packed_from, bits, out);
 }
 
-// DELTA_BINARY_PACKED: blocks of miniblocks of bit-packed differences.
-const u8* decode_delta(const u8* at, const u8* end, Numbers<i64>& out, size_t expected) {
+// A number of so many bits at the most: other readers take no more bytes for it than these need, be the rest zeros.
+u64 read_number(ThriftReader& reader, int bits) {
+  const u8* from = reader.at;
+  u64 number = reader.varint();
+  need(bits > 32 || (reader.at - from <= 5 && number <= UINT32_MAX), "a number among differences is too long");
+  return number;
+}
+
+i64 signed_of(u64 number) { return static_cast<i64>(number >> 1) ^ -static_cast<i64>(number & 1); }
+
+// DELTA_BINARY_PACKED: blocks of miniblocks of bit-packed differences, of numbers of 32 or 64 bits.
+const u8* decode_delta(const u8* at, const u8* end, Numbers<i64>& out, size_t expected, int of_bits) {
   ThriftReader reader{at, end};
-  u64 block = reader.varint(), minis = reader.varint(), total = reader.varint();
-  i64 first = reader.zigzag();
+  u64 block = read_number(reader, 32), minis = read_number(reader, 32), total = read_number(reader, 32);
+  i64 first = signed_of(read_number(reader, of_bits));
   need(block && block % 128 == 0 && block <= (1 << 20) && minis && minis <= 512 && block % minis == 0 &&
            (block / minis) % 8 == 0,
        "the head of differences is damaged");
@@ -84,7 +94,7 @@ const u8* decode_delta(const u8* at, const u8* end, Numbers<i64>& out, size_t ex
   size_t done = 1;
   u64 value = static_cast<u64>(first);
   while (done < total) {
-    u64 least = static_cast<u64>(reader.zigzag());
+    u64 least = static_cast<u64>(signed_of(read_number(reader, of_bits)));
     need(reader.left() >= minis, "differences end early");
     const u8* widths = reader.at;
     reader.at += minis;
@@ -133,7 +143,7 @@ void decode_plain(const Leaf& leaf, const u8* at, const u8* end, size_t count, B
 }
 
 void decode_lengths_and_texts(const u8* at, const u8* end, size_t count, Bytes& out, DecodeScratch& scratch) {
-  at = decode_delta(at, end, scratch.numbers, count);
+  at = decode_delta(at, end, scratch.numbers, count, 32);
   for (size_t i = 0; i < count; i++) {
     i64 length = scratch.numbers[i];
     need(length >= 0 && length <= end - at, TEXT_ENDS_EARLY);
@@ -147,8 +157,8 @@ void decode_lengths_and_texts(const u8* at, const u8* end, size_t count, Bytes& 
 
 // DELTA_BYTE_ARRAY: each value begins with a part of the one before.
 void decode_prefixed(const Leaf& leaf, const u8* at, const u8* end, size_t count, Bytes& out, DecodeScratch& scratch) {
-  at = decode_delta(at, end, scratch.numbers, count);
-  at = decode_delta(at, end, scratch.more_numbers, count);
+  at = decode_delta(at, end, scratch.numbers, count, 32);
+  at = decode_delta(at, end, scratch.more_numbers, count, 32);
   size_t head_bytes = leaf.type == BYTE_ARRAY ? 4 : 0;
   size_t last = 0, last_bytes = 0;
   for (size_t i = 0; i < count; i++) {
@@ -200,7 +210,7 @@ void decode_values(const Leaf& leaf, int encoding, const u8* at, const u8* end, 
     need(length <= static_cast<size_t>(end - at), PAGE_ENDS_EARLY);
     decode_hybrid<u8>(at, at + length, 1, out.grow(count), count);
   } else if (encoding == DELTA_BINARY_PACKED && (leaf.type == INT32 || leaf.type == INT64)) {
-    decode_delta(at, end, scratch.numbers, count);
+    decode_delta(at, end, scratch.numbers, count, static_cast<int>(width) * 8);
     u8* to = out.grow(count * width);
     for (size_t i = 0; i < count; i++)
       memcpy(to + i * width, &scratch.numbers[i], width);  // little-endian: the low half

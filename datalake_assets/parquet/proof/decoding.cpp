@@ -10,6 +10,13 @@ void put32(uint8_t* to, uint32_t number) {
 
 int64_t signed_of(uint64_t number) { return static_cast<int64_t>(number >> 1) ^ -static_cast<int64_t>(number & 1); }
 
+// A number of so many bits at the most: Arrow takes no more bytes for it than these need, be the rest zeros.
+uint64_t number_at(Span at, uint64_t& place, uint32_t bits) {
+  const uint64_t from = place, number = varint_at(at, place);
+  if (bits == 32 && (place - from > 5 || number > UINT32_MAX)) throw Unclear{"differences have too long a number"};
+  return number;
+}
+
 // A length of a text; the widest that there is has 31 bits.
 uint32_t length_of(uint64_t number) {
   if (number > INT_MAX) throw Unclear{"a text has no length"};
@@ -20,8 +27,8 @@ uint32_t length_of(uint64_t number) {
 
 uint64_t decode_differences(Span at, uint32_t count, uint32_t widest, uint64_t* to) {
   uint64_t place = 0;
-  uint64_t per_block = varint_at(at, place), parts = varint_at(at, place), total = varint_at(at, place);
-  uint64_t value = static_cast<uint64_t>(signed_of(varint_at(at, place)));
+  uint64_t per_block = number_at(at, place, 32), parts = number_at(at, place, 32), total = number_at(at, place, 32);
+  uint64_t value = static_cast<uint64_t>(signed_of(number_at(at, place, widest)));
   if (!per_block || per_block % 128 || per_block > (1 << 24) || !parts || parts > per_block || per_block % parts ||
       (per_block / parts) % 32 || total != count)
     throw Unclear{"differences have a head that does not add up"};
@@ -29,7 +36,7 @@ uint64_t decode_differences(Span at, uint32_t count, uint32_t widest, uint64_t* 
   uint64_t done = 0;
   if (count) to[done++] = value;
   while (done < count) {
-    uint64_t least = static_cast<uint64_t>(signed_of(varint_at(at, place)));
+    uint64_t least = static_cast<uint64_t>(signed_of(number_at(at, place, widest)));
     Span widths = at.part(place, parts);
     place += parts;
     for (uint64_t part = 0; part < parts && done < count; part++) {
