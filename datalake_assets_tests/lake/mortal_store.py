@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ class MortalStore:
 
     def __init__(self, store: Store) -> None:
         self._store, self.left, self.after = store, -1, False
+        self._counting = threading.Lock()  # files are published by several threads
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._store, name)
@@ -26,11 +28,13 @@ class MortalStore:
 
     def _mortal(self, change: Callable[..., Any]) -> Callable[..., Any]:
         def changed(*arguments: Any, **named: Any) -> Any:
-            self.left -= 1
-            if self.left == 0 and not self.after:
+            with self._counting:
+                self.left -= 1
+                is_last = self.left == 0
+            if is_last and not self.after:
                 raise Killed
             result = change(*arguments, **named)
-            if self.left == 0:
+            if is_last:
                 raise Killed
             return result
 
