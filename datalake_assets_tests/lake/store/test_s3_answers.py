@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +13,7 @@ from datalake_assets.lake.store import s3 as store_s3
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.lake.s3_faults import stage
+from datalake_assets_tests.lake.store.answering import answering
 
 BODIES = {
     "nothing": b"",
@@ -38,28 +37,9 @@ REQUESTS: dict[str, tuple[Callable[[Store], Any], type[LakeError]]] = {
 @pytest.fixture(params=BODIES.values(), ids=BODIES)
 def gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store behind something that answers everything itself."""
-
-    class Answers(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length") or 0))
-            self.send_response_only(200)  # and not when that is
-            self.send_header("content-length", str(len(request.param)))
-            self.end_headers()
-            self.wfile.write(request.param)
-
-        do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815  the standard library's names
-
-        def log_message(self, *_: Any) -> None: ...
-
     monkeypatch.setattr(store_s3, "ATTEMPTS", 1)
-    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield open_store("s3://lake/x", s3=S3Access(endpoint=f"http://127.0.0.1:{server.server_port}"))
-        server.shutdown()
-        thread.join()
+    with answering(monkeypatch, lambda _: (200, request.param), is_dated=False) as endpoint:
+        yield open_store("s3://lake/x", s3=S3Access(endpoint=endpoint))
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -15,6 +12,7 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store import s3 as store_s3
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets_tests.lake.store.answering import answering
 
 ENTRY = (
     "<Contents><Key>x/a/{}</Key><LastModified>2025-01-01T00:00:00.000Z</LastModified>"
@@ -56,26 +54,9 @@ def bucket() -> Bucket:
 @pytest.fixture
 def listed(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A lake in it."""
-
-    class Answers(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = bucket.answer(self.path)
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None: ...
-
     monkeypatch.setattr(store_s3, "ATTEMPTS", 2)
-    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield open_store("s3://lake/x", s3=S3Access(endpoint=f"http://127.0.0.1:{server.server_port}"))
-        server.shutdown()
-        thread.join()
+    with answering(monkeypatch, bucket.answer) as endpoint:
+        yield open_store("s3://lake/x", s3=S3Access(endpoint=endpoint))
 
 
 NO_LISTINGS = {

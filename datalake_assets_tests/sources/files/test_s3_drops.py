@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import http.server
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -19,6 +17,7 @@ from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.files import dropped_objects
 from datalake_assets.sources.systems import connect
+from datalake_assets_tests.lake.store.answering import answering
 from datalake_assets_tests.sources.files.dropping import Dropping, files_feed
 
 pytestmark = pytest.mark.s3
@@ -121,24 +120,10 @@ LISTING = "<ListBucketResult><Name>b</Name><IsTruncated>{}</IsTruncated>{}</List
 )
 def test_answer_that_is_no_whole_listing_is_not_one_of_no_files(monkeypatch, answer):
     """A table, which is all of its files, would have had none."""
-
-    class Answers(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer.encode())
-
-        def log_message(self, *_: Any) -> None: ...
-
-    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        with closing(dropped_objects.S3Objects("b", "", endpoint=f"http://127.0.0.1:{server.server_port}")) as place:
-            for ask in (lambda: list(place.list()), lambda: place.find("a.csv")):
-                with pytest.raises(SourceUnavailable, match="no whole listing"):
-                    ask()
-        server.shutdown()
-        thread.join()
+    with (
+        answering(monkeypatch, lambda _: (200, answer.encode())) as endpoint,
+        closing(dropped_objects.S3Objects("b", "", endpoint=endpoint)) as place,
+    ):
+        for ask in (lambda: list(place.list()), lambda: place.find("a.csv")):
+            with pytest.raises(SourceUnavailable, match="no whole listing"):
+                ask()
