@@ -173,7 +173,8 @@ void Statements::page(uint64_t offset, uint64_t size, int64_t row, uint32_t valu
   if (static_cast<uint64_t>(place.offset) != offset || static_cast<uint64_t>(place.size) != size || place.row != row)
     throw Difference{"a page lies elsewhere than its page index says"};
   if (!has_columns_) return;
-  if (columns_.is_null[number] != (nulls == values)) throw Difference{"a page of nulls alone is taken for another"};
+  if (columns_.is_null[number] != (nulls == values))
+    throw Difference{"the page index takes a page of nulls alone for another"};
   if (!columns_.nulls.empty() && columns_.nulls[number] != nulls)
     throw Difference{"the page index states another number of nulls than a page has"};
   if (nulls == values) return;
