@@ -67,6 +67,7 @@ from datalake_assets.lake.iceberg.iceberg_views import (
 )
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets.lake.store.base import StagedFile, Store
+from datalake_assets.parquet.keys import FIELD_ID
 
 __all__ = ["commit_together", "undo_interrupted"]
 
@@ -298,7 +299,7 @@ def _line(
     path = folder.uri_of(staged.key, table)
     ids = {field.name: field.field_id for field in table.schema().fields}
     for field in footer.schema.to_arrow_schema():
-        own = (field.metadata or {}).get(b"PARQUET:field_id")
+        own = (field.metadata or {}).get(FIELD_ID)
         if field.name not in ids or (own is not None and int(own) != ids[field.name]):
             raise ConfigError(f"{path}: column {field.name!r} is not the table's: another engine changed that")
     return data_file_of(

@@ -40,6 +40,7 @@ from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.snapshot_files import may_be_misnamed
 from datalake_assets.lake.layout import FeedFolder, folder_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets.parquet.keys import FIELD_ID
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -336,7 +337,7 @@ class IcebergFolder(FeedFolder):
 def _numbered(fields: Iterable[pa.Field], above: str = "") -> Iterator[tuple[str, int]]:
     """Full names and numbers of a file's columns, and of the fields in them."""
     for each in fields:
-        name, number = f"{above}{each.name}", (each.metadata or {}).get(b"PARQUET:field_id")
+        name, number = f"{above}{each.name}", (each.metadata or {}).get(FIELD_ID)
         if number is not None:
             yield name, int(number)
         if pa.types.is_struct(each.type):

@@ -53,6 +53,7 @@ from datalake_assets.core.partitions import PartitionBy, key_of, window_of
 from datalake_assets.core.row_texts import rows_to_text, values_of
 from datalake_assets.core.schema import schema_to_json
 from datalake_assets.errors import ConfigError, SchemaChanged
+from datalake_assets.parquet.keys import FIELD_ID
 from datalake_assets.parquet.writer import moment_of
 from datalake_assets.policies import PartitionPart
 
@@ -282,7 +283,7 @@ def _fresh(field: pa.Field, numbers: Iterator[int]) -> pa.Field:
         kind = pa.list_(_fresh(kind.value_field, numbers))
     elif pa.types.is_map(kind):
         kind = pa.map_(_fresh(kind.key_field, numbers), _fresh(kind.item_field, numbers))
-    return field.with_type(kind).with_metadata({b"PARQUET:field_id": str(number).encode()})
+    return field.with_type(kind).with_metadata({FIELD_ID: str(number).encode()})
 
 
 def with_field_ids(schema: pa.Schema, table: Schema) -> pa.Schema:
@@ -319,7 +320,7 @@ def _numbered(field: pa.Field, number: int, kind: Any) -> pa.Field:
             _numbered(field.type.key_field, kind.key_id, kind.key_type),
             _numbered(field.type.item_field, kind.value_id, kind.value_type),
         )
-    return field.with_type(arrow).with_metadata({**(field.metadata or {}), b"PARQUET:field_id": str(number).encode()})
+    return field.with_type(arrow).with_metadata({**(field.metadata or {}), FIELD_ID: str(number).encode()})
 
 
 def _can_hold(kind: IcebergType, arrow: pa.DataType) -> bool:

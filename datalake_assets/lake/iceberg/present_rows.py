@@ -38,12 +38,11 @@ from datalake_assets.lake.iceberg.object_reads import Fetching, open_native
 from datalake_assets.lake.iceberg.snapshot_files import DeleteFile, LiveFile
 from datalake_assets.parquet.decoding import open_parquet, tables
 from datalake_assets.parquet.failed_requests import failed_request
+from datalake_assets.parquet.keys import ARROW_SCHEMA, FIELD_ID
 from datalake_assets.parquet.native import Part, load_kernel
 
 __all__ = ["PresentRows", "SameShape", "same_fields"]
 
-FIELD_ID = b"PARQUET:field_id"
-ARROW_SCHEMA = b"ARROW:schema"
 #: Rows that equality deletes may name of one rewrite: they are held at once.
 MAX_EQUALITY_DELETES = 5_000_000
 
