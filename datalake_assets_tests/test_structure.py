@@ -84,6 +84,7 @@ REASONS = {
     "lake.row_conditions": "a condition and its tree, apart from the files whose rows it decides on",
     "lake.shown_rows": "loaded by name where a dataset is shown: it brings pandas by way of Arrow",
     "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",
+    "lake.kept_files": "what outlives a query of what it opened; no part of how its process asks for files",
     "lake.store.local": "a store",
     "lake.store.s3": "a store",
     "lake.store.s3_uploads": "multipart uploads, which stay invisible until they are completed",

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.lake import sql_files
+from datalake_assets.lake.kept_files import KeptOpen
 from datalake_assets.lake.sql_files import AskedFile, AskedFiles, serving
 
 GROUPS, ROWS = 12, 2000
@@ -260,7 +261,7 @@ class _Open:
 
 
 def test_a_file_that_was_read_by_one_query_is_not_opened_by_the_next():
-    stored, kept = _Stored(a=b"abc", b=b"def"), sql_files.KeptOpen(most=1)
+    stored, kept = _Stored(a=b"abc", b=b"def"), KeptOpen(most=1)
     for name in "aab":
         assert kept.open(name, partial(stored.open, name)).read_at(3, 0) == stored.files[name]
     assert stored.asked == ["a", "b"]
@@ -269,7 +270,7 @@ def test_a_file_that_was_read_by_one_query_is_not_opened_by_the_next():
 
 
 def test_a_file_whose_access_has_run_out_is_opened_again():
-    stored, kept = _Stored(a=b"abc"), sql_files.KeptOpen()
+    stored, kept = _Stored(a=b"abc"), KeptOpen()
     opened = kept.open("a", partial(stored.open, "a"))
     stored.broken.add(opened._file)
     assert opened.read_at(2, 1) == b"bc"
@@ -278,7 +279,7 @@ def test_a_file_whose_access_has_run_out_is_opened_again():
 
 
 def test_a_file_that_is_gone_is_not_kept_open():
-    stored, kept = _Stored(a=b"abc"), sql_files.KeptOpen()
+    stored, kept = _Stored(a=b"abc"), KeptOpen()
     opened = kept.open("a", partial(stored.open, "a"))
     del stored.files["a"]
     with pytest.raises(FileNotFoundError):

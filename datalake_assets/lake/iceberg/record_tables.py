@@ -41,7 +41,8 @@ from datalake_assets.lake.iceberg.record_appends import (
     translated,
 )
 from datalake_assets.lake.iceberg.snapshot_files import may_lack_columns
-from datalake_assets.lake.sql_files import KeptEnd, KeptOpen, ReadableFile
+from datalake_assets.lake.kept_files import KeptEnd, KeptOpen
+from datalake_assets.lake.sql_files import ReadableFile
 from datalake_assets.parquet.decoding import open_parquet
 
 __all__ = [

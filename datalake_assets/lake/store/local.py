@@ -44,9 +44,13 @@ from datalake_assets.lake.store.base import (
 )
 from datalake_assets.lake.store.posix import (
     DurableTree,
+    cut_name,
     delete_if_same,
     files_beginning,
     fsync_folder,
+    has_identity,
+    identity,
+    modified_at,
     scan_entries,
     scan_files,
 )
@@ -59,7 +63,6 @@ if TYPE_CHECKING:
 __all__ = ["LocalStore"]
 
 
-NAME_MAX_BYTES = 255  # Linux and macOS: bytes in one file name
 ID_BYTES = 17  # of a staged file's name: the comma and the id
 FILES = f"{STAGING}/files/"
 HELD = f"{STAGING}/held"
@@ -136,7 +139,7 @@ class LocalStore:
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 self._tree.check_root()
                 raise ObjectNotFound(self._where(key)) from None
-        if _identity(status) != etag:
+        if identity(status) != etag:
             raise PreconditionFailed(self._where(key))
         return body
 
@@ -288,7 +291,7 @@ class LocalStore:
     def _delete_if(self, key: str, etag: str, real: Mapping[str, bool]) -> bool:
         held = f"{self.uri}/{HELD}/" + _digest(f"{key}\n{etag}".encode())
         with self._tree.translating(key):
-            is_same = partial(_has_identity, etag)
+            is_same = partial(has_identity, etag)
             return real[key.rpartition("/")[0]] and delete_if_same(f"{self.uri}/{key}", held, is_same=is_same)
 
     def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
@@ -298,7 +301,7 @@ class LocalStore:
         with self._tree.translating(next(iter(etags), "")):
             for key, etag in etags.items():
                 try:
-                    if _identity(os.lstat(f"{root}{check_key(key)}")) == etag:  # pathlib takes three times as long
+                    if identity(os.lstat(f"{root}{check_key(key)}")) == etag:  # pathlib takes three times as long
                         continue
                 except (FileNotFoundError, NotADirectoryError):
                     self._tree.check_root()
@@ -307,7 +310,9 @@ class LocalStore:
 
     def stage(self, key: str) -> _LocalWriter:
         """Begin a file in `.staging/files/`."""
-        token = f"{FILES}{_cut(quote(check_key(key), safe='/= ').replace('/', ','))},{uuid.uuid4().hex[:16]}"
+        token = (
+            f"{FILES}{cut_name(quote(check_key(key), safe='/= ').replace('/', ','), ID_BYTES)},{uuid.uuid4().hex[:16]}"
+        )
         self._requests.add("put")
         with self._tree.translating(key):
             return _LocalWriter(self._tree, key, token)
@@ -387,7 +392,7 @@ class LocalStore:
                 name = path.removeprefix(f"{self.uri.rstrip('/')}/{FILES}")
                 key = unquote(name.replace("/", "").rpartition(",")[0].replace(",", "/"))
                 if key.startswith(folder):
-                    yield StaleUpload(key, f"{FILES}{name}", _modified_at(status))
+                    yield StaleUpload(key, f"{FILES}{name}", modified_at(status))
 
     def _staged_file(self, token: str) -> Path:
         name = token.removeprefix(FILES)
@@ -486,29 +491,9 @@ class _LocalWriter(StagedSink):
             self._path.unlink(missing_ok=True)
 
 
-def _cut(name: str) -> str:
-    """A name in pieces that file systems take, as folders; without its slashes it is the name again."""
-    most = NAME_MAX_BYTES - ID_BYTES
-    return "/".join(name[start : start + most] for start in range(0, len(name), most))
-
-
 def _digest(body: bytes) -> str:
     return hashlib.blake2b(body, digest_size=16).hexdigest()
 
 
-def _modified_at(status: os.stat_result) -> datetime:
-    return datetime.fromtimestamp(status.st_mtime, UTC)
-
-
-def _identity(status: os.stat_result) -> str:
-    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
-
-
-def _has_identity(etag: str, status: os.stat_result) -> bool:
-    return _identity(status) == etag
-
-
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(
-        key, status.st_size, _identity(status), _modified_at(status), is_link=stat.S_ISLNK(status.st_mode)
-    )
+    return ObjectInfo(key, status.st_size, identity(status), modified_at(status), is_link=stat.S_ISLNK(status.st_mode))

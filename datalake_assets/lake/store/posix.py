@@ -19,6 +19,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,13 +27,18 @@ from datalake_assets.errors import AmbiguousWrite, LakeError, LakeUnavailable, T
 
 __all__ = [
     "DurableTree",
+    "cut_name",
     "delete_if_same",
     "files_beginning",
     "fsync_folder",
+    "has_identity",
+    "identity",
+    "modified_at",
     "scan_entries",
     "scan_files",
 ]
 
+NAME_MAX_BYTES = 255  # Linux and macOS: bytes in one file name
 LOCK_TIMEOUT_S = 30.0  # a holder keeps a lock for a few fsyncs; longer means that it is stopped
 LOCK_POLL_S = 0.002
 TIDY_ATTEMPTS = 20  # a scratch folder may be tidied away between its making and its use
@@ -293,6 +299,32 @@ def _finish(file: str, held: str, is_same: Callable[[os.stat_result], bool]) -> 
     with contextlib.suppress(FileNotFoundError):
         os.unlink(held)  # noqa: PTH108
     return same
+
+
+def cut_name(name: str, spare_bytes: int) -> str:
+    """A name in pieces that file systems take, as folders; without its slashes it is the name again.
+
+    Args:
+        name: Of bytes of one each.
+        spare_bytes: That the last piece leaves free.
+    """
+    most = NAME_MAX_BYTES - spare_bytes
+    return "/".join(name[start : start + most] for start in range(0, len(name), most))
+
+
+def modified_at(status: os.stat_result) -> datetime:
+    """When a file was last written to; aware UTC."""
+    return datetime.fromtimestamp(status.st_mtime, UTC)
+
+
+def identity(status: os.stat_result) -> str:
+    """What tells a file from one that takes its place: size, time in nanoseconds, inode."""
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+def has_identity(etag: str, status: os.stat_result) -> bool:
+    """Whether a file with this status is the one that had that identity."""
+    return identity(status) == etag
 
 
 def fsync_folder(folder: Path) -> None:
