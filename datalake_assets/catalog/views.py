@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from datalake_assets.errors import ConfigError, ObjectNotFound
 from datalake_assets.feed import NAME_PATTERN, Feed
-from datalake_assets.lake.sql_gate import SqlLimits, open_session
+from datalake_assets.lake.sql_gate import check_query
 from datalake_assets.lake.sql_session import open_answer
 from datalake_assets.lake.store.base import Store
 from datalake_assets.policies import MOST, Model, problems_line
@@ -141,8 +141,7 @@ def _parsed(name: str, body: bytes) -> View:
 
 def _checked(store: Store, feeds: tuple[Feed, ...], query: str) -> str:
     """The query without what stands around it, once it is known to be one read of feeds that runs."""
-    with open_session(limits=SqlLimits()) as session:
-        text = session.check(query).text.strip().rstrip(";").strip()
+    text = check_query(query).text.strip().rstrip(";").strip()
     with open_answer(store, feeds, f"DESCRIBE {text}") as answer:
         names = [str(row[0]) for rows in answer.batches for row in rows]
     lower = [name.lower() for name in names]

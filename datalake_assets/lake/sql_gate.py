@@ -12,6 +12,7 @@ process's own, which is lowered while somebody's query runs. What would go beyon
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import resource
@@ -36,6 +37,7 @@ __all__ = [
     "SqlRefused",
     "SqlSession",
     "SqlTimedOut",
+    "check_query",
     "interruptible",
     "message_of",
     "open_session",
@@ -169,6 +171,48 @@ def open_session(*, readable: Iterable[str] = (), limits: SqlLimits) -> Iterator
             with ThreadPoolExecutor(1, "DuckDB") as worker:  # no thread before it is needed
                 yield SqlSession(connection, memory, worker)
 
+
+def check_query(query: str) -> CheckedQuery:
+    """Lets a query through that is one read, whatever it reads: by its text, in a session that runs nothing.
+
+    Raises:
+        SqlRefused: It is not, or DuckDB cannot parse it.
+        KeyboardInterrupt: As `open_session` raises it.
+    """
+    with duckdb_interrupted(), _checking.cursor() as connection, ThreadPoolExecutor(1) as idle:
+        return SqlSession(connection, 0, idle).check(query)
+
+
+class _Checking:
+    """A locked database that only parses, kept as long as the process: a session takes 20 ms to open, a check one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: By process: one that was forked leaves that of its parent alone, which another thread may have been using.
+        self._kept: dict[int, duckdb.DuckDBPyConnection] = {}
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own for a caller, who closes it."""
+        with self._lock:
+            if os.getpid() not in self._kept:
+                self._kept[os.getpid()] = self._opened()
+            return self._kept[os.getpid()].cursor()
+
+    def _opened(self) -> duckdb.DuckDBPyConnection:
+        # without a thread, so that a process which is forked from this one can take its copy down
+        connection = duckdb.connect(config={"threads": 1, "async_threads": 0})
+        settings = (f"memory_limit = {literal(SqlLimits().memory)}", *_LOCKED)
+        connection.execute("; ".join(f"SET {each}" for each in settings))
+        atexit.register(self._close, os.getpid())
+        return connection
+
+    def _close(self, process: int) -> None:
+        """At the end: DuckDB's client reports what is left of it by the page."""
+        if process == os.getpid():
+            self._kept.pop(process).close()
+
+
+_checking = _Checking()
 
 #: Seconds between two interrupts of a query.
 _INTERRUPT_S = 0.05

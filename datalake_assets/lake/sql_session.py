@@ -28,7 +28,15 @@ from datalake_assets.errors import LakeError, ObjectNotFound, SnapshotExpired
 from datalake_assets.feed import Feed
 from datalake_assets.lake.exact_answers import exact_query
 from datalake_assets.lake.scan import BoundedDataset
-from datalake_assets.lake.sql_gate import CheckedQuery, SqlLimits, SqlRefused, SqlSession, message_of, open_session
+from datalake_assets.lake.sql_gate import (
+    CheckedQuery,
+    SqlLimits,
+    SqlRefused,
+    SqlSession,
+    check_query,
+    message_of,
+    open_session,
+)
 from datalake_assets.lake.sql_views import is_taken, show
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import TableReader, TableSnapshot
@@ -267,8 +275,7 @@ def _begun(
     stack: ExitStack, question: _Question, run: Callable[[duckdb.DuckDBPyConnection, str], _Begun[Batch]]
 ) -> SqlAnswer[Batch]:
     """Runs a query until it has its first rows; its session stays open as long as ``stack``."""
-    with open_session(limits=question.limits) as session:
-        checked = session.check(question.query)
+    checked = check_query(question.query)
     present = question.live_rows(checked)
     for attempt in range(ATTEMPTS):
         views = question.views(checked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import resource
@@ -17,9 +18,10 @@ import psutil
 import pytest
 
 from datalake_assets.errors import ConfigError
+from datalake_assets.lake import sql_gate
 from datalake_assets.lake.broken_rules import count_broken
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlTimedOut, open_session
+from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlTimedOut, check_query, open_session
 from datalake_assets.lake.sql_session import open_answer
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
@@ -219,6 +221,31 @@ def test_hostile_statement_is_refused_as_a_rule(untouched, statement):
         list(HiveTable(lake, stream_feed()).count_broken([rule], ["2025-01-01"]))
     assert "hunter2" not in str(refused.value)
     assert _all_files(folder) == before
+
+
+def test_queries_are_checked_in_one_database_that_neither_runs_them_nor_starts_a_thread(monkeypatch):
+    """A session takes 20 ms to open; what is forked meanwhile would have none of its threads."""
+    opened, connect = [], duckdb.connect
+    monkeypatch.setattr("datalake_assets.lake.sql_gate._checking", sql_gate._Checking())
+    monkeypatch.setattr(duckdb, "connect", lambda **config: opened.append(connect(**config)) or opened[0])
+    threads = psutil.Process().num_threads()
+    for name in "abc":
+        assert check_query(f"from {name} select error('run')").tables == {name}
+        with pytest.raises(SqlRefused, match="give one SELECT"):
+            check_query(f"create table {name} as select 1")
+    assert psutil.Process().num_threads() == threads
+    assert len(opened) == 1
+    assert opened[0].execute("select * from duckdb_tables()").fetchall() == []
+    for statement in ("set threads = 2", "from read_text('/etc/hostname')", "attach '/tmp/new'"):
+        with pytest.raises(duckdb.Error):
+            opened[0].execute(statement).fetchall()
+
+
+def test_queries_are_checked_in_a_forked_process_too():
+    check_query("select 1")
+    context = multiprocessing.get_context("fork")
+    with context.Pool(1) as pool:
+        assert pool.apply(check_query, ("select a from b",)) == check_query("select a from b")
 
 
 def test_text_that_is_not_utf8_is_refused(lake):

@@ -22,7 +22,7 @@ from datalake_assets.core.partitions import PartitionBy, key_of, keys_in, partit
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, MartSource
-from datalake_assets.lake.sql_gate import CheckedQuery, SqlLimits, SqlRefused, open_session
+from datalake_assets.lake.sql_gate import SqlRefused, check_query
 from datalake_assets.lake.table import TableReader, TableSnapshot
 
 __all__ = [
@@ -53,10 +53,7 @@ def declared_mart(feed: Feed) -> MartSource:
     raise ConfigError(f"feed {feed.name!r} is no mart")
 
 
-@lru_cache(maxsize=1_000)
-def _checked(query: str) -> CheckedQuery:
-    with open_session(limits=SqlLimits(threads=1)) as session:
-        return session.check(query)
+_checked = lru_cache(maxsize=1_000)(check_query)
 
 
 def input_names(query: str) -> frozenset[str]:
