@@ -23,19 +23,15 @@ from pyiceberg.table.snapshots import MetadataLogEntry, Snapshot, SnapshotLogEnt
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from sqlalchemy import event
 
-__all__ = ["DatabaseCatalog", "RememberingCatalog", "made_beside_others", "rolling_back"]
+from datalake_assets.lake.iceberg.bounded_catalogs import bound_database
+
+__all__ = ["DatabaseCatalog", "RememberingCatalog", "made_beside_others"]
 
 #: Tables whose metadata is kept at hand; a kilobyte for each snapshot.
 REMEMBERED = 8
 #: Snapshots whose texts are kept at hand, of all tables of a catalog; a kilobyte or two each.
 TEXTS = 5000
 _M = TypeVar("_M", bound=BaseModel)
-
-
-def rolling_back(catalog: Catalog) -> None:
-    """Has a catalog in a database roll back what a connection has left open before anybody gets it again."""
-    if isinstance(catalog, SqlCatalog):
-        event.listen(catalog.engine, "reset", _roll_back)
 
 
 def _roll_back(connection: Any, *_: object) -> None:
@@ -45,11 +41,13 @@ def _roll_back(connection: Any, *_: object) -> None:
 
 
 class DatabaseCatalog(SqlCatalog):
-    """A catalog in a database, of which a failed commit leaves nothing to be read."""
+    """A catalog in a database, of which a failed commit leaves nothing to be read, and which is not waited for long."""
 
-    def __init__(self, name: str, **properties: str) -> None:
-        super().__init__(name, **properties)
-        rolling_back(self)
+    def _init_catalog(self) -> None:
+        """Says what holds of all connections before there is one; upstream then asks which tables there are."""
+        bound_database(self.engine)
+        event.listen(self.engine, "reset", _roll_back)
+        super()._init_catalog()
 
 
 class _Shared:

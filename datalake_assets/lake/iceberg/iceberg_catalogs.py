@@ -12,15 +12,17 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests.exceptions
 import sqlalchemy
 import sqlalchemy.exc
-from pyiceberg.catalog import Catalog, load_catalog
+from pydantic import ValidationError
+from pyiceberg.catalog import Catalog, CatalogType, infer_catalog_type, load_catalog
 from pyiceberg.catalog.sql import IcebergTables
 from pyiceberg.exceptions import (
     AuthorizationExpiredError,
@@ -38,12 +40,14 @@ from pyiceberg.exceptions import (
 from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import StaticTable, Table
+from pyiceberg.utils.config import Config
 from sqlalchemy.orm import Session
 
-from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
+from datalake_assets.errors import ConfigError, LakeError, LakeUnavailable, TransientStoreError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import IcebergTableSource
-from datalake_assets.lake.iceberg.database_catalogs import RememberingCatalog, made_beside_others, rolling_back
+from datalake_assets.lake.iceberg.bounded_catalogs import BoundedRestCatalog, bound_database, bounded_glue
+from datalake_assets.lake.iceberg.database_catalogs import DatabaseCatalog, RememberingCatalog, made_beside_others
 from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
@@ -75,8 +79,8 @@ BUSY_S = 30
 OWNER = "datalake.lake"
 
 #: By the store of the lake, then by what a feed calls the catalog; "" is the lake's own.
-_catalogs: weakref.WeakKeyDictionary[Store, dict[str, Catalog]] = weakref.WeakKeyDictionary()
-_opening = threading.Lock()
+_catalogs: weakref.WeakKeyDictionary[Store, dict[str, _Opening]] = weakref.WeakKeyDictionary()
+_looking_up = threading.Lock()
 
 
 def identifier_of(store: Store, feed: Feed) -> tuple[str, str]:
@@ -202,7 +206,13 @@ def talking(store: Store, *, where: str = "") -> Iterator[None]:
 
 def catalog_failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """What catalogs raise that fail, and more; AWS Glue's client is loaded by now if it has raised anything."""
-    found = (RESTError, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError, *more)
+    found = (
+        RESTError,
+        requests.exceptions.RequestException,
+        sqlalchemy.exc.SQLAlchemyError,
+        ValidationError,  # it answers something else than a catalog does
+        *more,
+    )
     aws = sys.modules.get("botocore.exceptions")
     return found if aws is None else (*found, aws.ClientError, aws.BotoCoreError)
 
@@ -219,6 +229,28 @@ def _address(store: Store) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}" if parts.scheme else store.catalog.uri
 
 
+class _Opening:
+    """A catalog that is opened once, whoever asks for it, while others are opened beside it."""
+
+    def __init__(self) -> None:
+        self._lock, self._catalog = threading.Lock(), None  # type: tuple[threading.Lock, Catalog | None]
+        self._failures: list[LakeError | ConfigError] = []
+
+    def opened(self, make: Callable[[], Catalog]) -> Catalog:
+        """The catalog; who waited for somebody else's attempt fails as that did, and does not wait all over again."""
+        failed = len(self._failures)
+        with self._lock:
+            if self._catalog is None:
+                if len(self._failures) > failed:
+                    raise self._failures[-1]
+                try:
+                    self._catalog = make()
+                except (LakeError, ConfigError) as error:
+                    self._failures.append(error)
+                    raise
+            return self._catalog
+
+
 def open_catalog(store: Store, source: IcebergTableSource | None = None) -> Catalog:
     """The catalog that a feed names, opened once; without one, the lake's.
 
@@ -228,12 +260,10 @@ def open_catalog(store: Store, source: IcebergTableSource | None = None) -> Cata
         TransientStoreError: The catalog does not answer.
     """
     name = "" if source is None or source.catalog == store.catalog.uri else source.catalog
-    with _opening:
-        known = _catalogs.setdefault(store, {})
-        key = f"{name} {source.table}" if source is not None and _is_database(name) else name
-        if key not in known:
-            known[key] = _open(store) if not name else _open_others(store, name, source)
-        return known[key]
+    key = f"{name} {source.table}" if source is not None and _is_database(name) else name
+    with _looking_up:
+        opening = _catalogs.setdefault(store, {}).setdefault(key, _Opening())
+    return opening.opened(lambda: _open_others(store, name, source) if name else _open(store))
 
 
 def _is_database(uri: str) -> bool:
@@ -246,7 +276,7 @@ def _open(store: Store) -> Catalog:
         Path(store.path(FILE)).parent.mkdir(parents=True, exist_ok=True)
     with talking(store):
         if properties["type"] != "sql":
-            return load_catalog(NAME, **properties)
+            return _loaded(NAME, properties)
         return made_beside_others(lambda: RememberingCatalog(NAME, **properties))
 
 
@@ -263,17 +293,29 @@ def _open_others(store: Store, name: str, source: IcebergTableSource | None) -> 
     with talking(store, where=name):
         try:
             if "://" not in name and name != "glue":
-                catalog = load_catalog(name)
-                rolling_back(catalog)
+                catalog = _loaded(name, Config().get_catalog_config(name) or {})
                 catalog.properties = {**DURABLE_FILES, **catalog.properties}
                 return catalog
             properties = {**catalog_properties(store, CatalogAccess(uri=name)), **DURABLE_FILES}
             if properties["type"] != "sql" or source is None:
-                return load_catalog(NAME, **properties)
+                return _loaded(NAME, properties)
             properties["init_catalog_tables"] = "false"  # nothing is made in a database of others
             return RememberingCatalog(_name_in_database(name, source), **properties)
         except (ValueError, TypeError, NotInstalledError, sqlalchemy.exc.ArgumentError) as error:
             raise ConfigError(f"the catalog {name} cannot be opened: {_line(error)}") from error
+
+
+def _loaded(name: str, properties: dict[str, Any]) -> Catalog:
+    """The catalog that pyiceberg has for properties, but one that is not waited for for ever."""
+    given = properties.get("type")
+    kind = CatalogType(str(given).lower()) if given else infer_catalog_type(name, properties)
+    if "uri" in properties and kind is CatalogType.REST:
+        return BoundedRestCatalog(name, **properties)
+    if "uri" in properties and kind is CatalogType.SQL:
+        return DatabaseCatalog(name, **properties)
+    if kind is CatalogType.GLUE:
+        return bounded_glue(name, properties)
+    return load_catalog(name, **properties)
 
 
 def _name_in_database(uri: str, source: IcebergTableSource) -> str:
@@ -284,11 +326,14 @@ def _name_in_database(uri: str, source: IcebergTableSource) -> str:
         raise ConfigError(f"there is no catalog at {uri}: give the absolute path of its file, sqlite:////…")
     namespace, _, name = source.table.rpartition(".")
     engine = sqlalchemy.create_engine(uri)
+    bound_database(engine)
     try:
         with Session(engine) as session:
             rows = IcebergTables.table_namespace == namespace, IcebergTables.table_name == name
             found = session.scalars(sqlalchemy.select(IcebergTables.catalog_name).where(*rows)).all()
     except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.OperationalError) as error:
+        if isinstance(error, sqlalchemy.exc.OperationalError) and not parts.scheme.startswith("sqlite"):
+            raise  # a server is out of reach, for now
         raise ConfigError(f"there is no catalog at {uri}: {_line(error.orig)}") from error
     finally:
         engine.dispose()

@@ -1,0 +1,200 @@
+"""A catalog that never answers, or never ends an answer, is waited for as long as one can take, by one feed alone."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from pyiceberg.catalog import sql as catalogs_in_databases
+from sqlalchemy import create_engine
+
+from datalake_assets.errors import TransientStoreError
+from datalake_assets.feed_sources import IcebergTableSource
+from datalake_assets.lake.iceberg import bounded_catalogs
+from datalake_assets.lake.iceberg.iceberg_catalogs import load_others_table, load_table, open_catalog
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import CatalogAccess
+from datalake_assets_tests.lake.feeds import stream_feed
+from datalake_assets_tests.lake.iceberg.iceberg_tables import create, sqlite_catalog
+from datalake_assets_tests.sources.sql.database_servers import Postgres
+
+#: Seconds that an exchange may take here; how long the servers of these tests would hold one is `HELD_S`.
+WHOLE_S, SILENT_S, HELD_S = 0.4, 0.2, 30.0
+#: The least that a REST catalog says of itself.
+CONFIG = b'HTTP/1.1 200 OK\r\ncontent-length: 31\r\n\r\n{"defaults":{},"overrides": {}}'
+
+Behaviour = Callable[[socket.socket, threading.Event], None]
+
+
+def silent(_: socket.socket, over: threading.Event) -> None:
+    over.wait(HELD_S)
+
+
+def dripping(begin: bytes) -> Behaviour:
+    def drip(connection: socket.socket, over: threading.Event) -> None:
+        connection.sendall(begin)
+        while not over.wait(0.05):
+            connection.sendall(b"x")
+
+    return drip
+
+
+def closing(_: socket.socket, over: threading.Event) -> None:
+    pass
+
+
+def something_else(connection: socket.socket, over: threading.Event) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n<html>")
+
+
+def silent_after_its_settings(connection: socket.socket, over: threading.Event) -> None:
+    if b"/v1/config" in connection.recv(65536):
+        connection.sendall(CONFIG)
+    over.wait(HELD_S)
+
+
+@contextmanager
+def server(behaviour: Behaviour) -> Iterator[int]:
+    """The port of a server that takes connections and does as a test says."""
+    over = threading.Event()
+
+    def serve() -> None:
+        with ExitStack() as threads:
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    connection, _ = listening.accept()
+                    thread = threading.Thread(target=attend, args=(connection,))
+                    threads.callback(thread.join)
+                    thread.start()
+
+    def attend(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            behaviour(connection, over)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.05)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            over.set()
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"CONNECT_S": 1.0, "SILENT_S": SILENT_S, "WHOLE_S": WHOLE_S}.items():
+        monkeypatch.setattr(bounded_catalogs, name, seconds)
+
+
+@pytest.fixture
+def own_dialect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines share no dialect here, which they do elsewhere in tests, where all are of SQLite."""
+    monkeypatch.setattr(catalogs_in_databases, "create_engine", create_engine)
+
+
+def lake(folder: Path, uri: str = "", **access: str) -> Store:
+    return open_store(str(folder / "lake"), catalog=CatalogAccess(uri=uri, **access))
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(silent, id="silent"),
+        pytest.param(closing, id="closing"),
+        pytest.param(something_else, id="something else"),
+        pytest.param(dripping(b"HTTP/1.1 200 OK\r\nx-a: "), id="a head that drips"),
+        pytest.param(dripping(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"), id="a body that drips"),
+        pytest.param(silent_after_its_settings, id="silent after its settings"),
+    ],
+)
+@pytest.mark.parametrize("access", [{}, {"credential": "id:secret"}], ids=["open", "with tokens"])
+def test_a_rest_catalog_that_does_not_answer_is_given_up(tmp_path, behaviour, access):
+    with server(behaviour) as port:
+        began = time.monotonic()
+        with pytest.raises(TransientStoreError, match=r"http://127.0.0.1.*the catalog failed: "):
+            load_table(lake(tmp_path, f"http://127.0.0.1:{port}", **access), stream_feed(format="iceberg"))
+        assert time.monotonic() - began < HELD_S / 2
+
+
+def test_a_catalog_of_pyicebergs_configuration_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
+    with server(silent) as port:
+        monkeypatch.setenv("PYICEBERG_CATALOG__THEIRS__URI", f"http://127.0.0.1:{port}")
+        source = IcebergTableSource(type="iceberg", table="n.t", catalog="theirs")
+        with pytest.raises(TransientStoreError, match=r"theirs: the catalog failed: .*timed out"):
+            load_others_table(lake(tmp_path), source)
+
+
+@pytest.mark.usefixtures("own_dialect")
+def test_a_catalog_in_postgresql_that_does_not_answer_is_given_up(tmp_path):
+    with (
+        server(silent) as port,
+        pytest.raises(TransientStoreError, match="the catalog's database failed: connection timeout"),
+    ):
+        load_table(lake(tmp_path, f"postgresql+psycopg://u@127.0.0.1:{port}/d"), stream_feed(format="iceberg"))
+
+
+def test_a_catalog_of_others_in_mysql_that_does_not_answer_is_given_up(tmp_path):
+    with server(silent) as port:
+        source = IcebergTableSource(type="iceberg", table="n.t", catalog=f"mysql+pymysql://127.0.0.1:{port}/d")
+        with pytest.raises(TransientStoreError, match=r"the catalog's database failed: .*timed out"):
+            load_others_table(lake(tmp_path), source)
+
+
+@pytest.mark.usefixtures("own_dialect")
+@pytest.mark.xdist_group("databases")
+def test_a_catalog_in_a_database_that_falls_silent_is_given_up(tmp_path, postgres: Postgres):
+    name = postgres.database()
+    store = lake(tmp_path, postgres.url(name).replace("postgresql:", "postgresql+psycopg:"))
+    assert load_table(store, stream_feed(format="iceberg")) is None
+    holder = postgres.session(name)
+    try:
+        holder.run("BEGIN; LOCK TABLE iceberg_tables")
+        with pytest.raises(TransientStoreError, match="the catalog's database failed"):
+            load_table(store, stream_feed(format="iceberg"))
+    finally:
+        holder.close()
+    assert load_table(store, stream_feed(format="iceberg")) is None
+    open_catalog(store).close()
+
+
+def test_tables_of_other_catalogs_are_loaded_while_one_catalog_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded_catalogs, "SILENT_S", HELD_S)
+    monkeypatch.setattr(bounded_catalogs, "WHOLE_S", HELD_S)
+    asked, failures = threading.Event(), []
+
+    def attend(connection: socket.socket, over: threading.Event) -> None:
+        asked.set()
+        over.wait(HELD_S)
+
+    with sqlite_catalog(tmp_path) as theirs:
+        create(theirs)
+        store = lake(tmp_path)
+        there = IcebergTableSource(type="iceberg", table="n.t", catalog=f"sqlite:///{tmp_path}/catalog.db")
+        with server(attend) as port:
+            gone = IcebergTableSource(type="iceberg", table="n.t", catalog=f"http://127.0.0.1:{port}")
+
+            def ask() -> None:
+                try:
+                    open_catalog(store, gone)
+                except TransientStoreError as error:
+                    failures.append(error)
+
+            waiting = [threading.Thread(target=ask) for _ in range(3)]
+            for each in waiting:
+                each.start()
+            assert asked.wait(HELD_S)
+            assert load_others_table(store, there).name() == ("n", "t")
+            assert failures == []
+        for each in waiting:
+            each.join()
+        assert len(failures) == 3  # none of them has asked after the server was gone: it would have been refused
+        assert len(set(map(str, failures))) == 1
