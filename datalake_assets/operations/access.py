@@ -5,9 +5,11 @@ A token is compared with every known one in the same time, whether it is known o
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +18,18 @@ from datalake_assets.feed import NAME_PATTERN
 from datalake_assets.operations.answers import REQUEST_TOO_LARGE, Answer, Code, Failure, FailureAnswer
 from datalake_assets.settings import Settings
 
-__all__ = ["BUSY", "STATUS", "TOO_LARGE", "TOO_SLOW", "UNAUTHORIZED", "Tokens", "status_of"]
+__all__ = [
+    "BUSY",
+    "STATUS",
+    "TOO_LARGE",
+    "TOO_SLOW",
+    "UNAUTHORIZED",
+    "UNSUPPORTED_FORM",
+    "Tokens",
+    "headers_of",
+    "is_plain",
+    "status_of",
+]
 
 #: HTTP's status of a failure. What may have been done is none of those that clients repeat by themselves.
 STATUS = {
@@ -31,6 +44,7 @@ STATUS = {
     Code.KEY_REUSED: 409,
     Code.CONFLICT: 409,
     Code.LIMIT_EXCEEDED: 413,
+    Code.UNSUPPORTED_FORM: 415,
     Code.INVALID_RECORDS: 422,
     Code.QUERY_TIMED_OUT: 422,
     Code.OUTCOME_UNKNOWN: 500,
@@ -39,6 +53,8 @@ STATUS = {
 }
 #: Characters of a token: 128 random bits in hexadecimal have as many.
 LEAST_TOKEN = 32
+#: The encoding that a Content-Type names (RFC 9110, section 8.3.1).
+_CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([^\s;"']*)""", re.IGNORECASE)
 UNAUTHORIZED = FailureAnswer(
     error=Failure(code=Code.UNAUTHORIZED, message="give a tenant's token as 'Authorization: Bearer TOKEN'")
 )
@@ -48,6 +64,11 @@ BUSY = FailureAnswer(
     )
 )
 TOO_LARGE = FailureAnswer(error=REQUEST_TOO_LARGE)
+UNSUPPORTED_FORM = FailureAnswer(
+    error=Failure(
+        code=Code.UNSUPPORTED_FORM, message="send the document in UTF-8 and as it is, without a Content-Encoding"
+    )
+)
 TOO_SLOW = FailureAnswer(
     error=Failure(code=Code.UNAVAILABLE, message="the request took too long to arrive", retryable=True)
 )
@@ -131,6 +152,27 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
+def is_plain(content_encoding: str, content_type: str) -> bool:
+    """Whether a request's headers say that its body is a text in UTF-8, as it is; the type itself does not matter.
+
+    A text in another encoding may be one in UTF-8, too, and have other characters there.
+    """
+    if any(each.strip().lower() not in {"", "identity"} for each in content_encoding.split(",")):
+        return False
+    named = _CHARSET.search(content_type)
+    try:
+        return named is None or codecs.lookup(named[1]).name in {"ascii", "utf-8"}
+    except (LookupError, ValueError):
+        return False
+
+
 def status_of(answer: Answer | FailureAnswer) -> int:
     """The HTTP status of an answer."""
     return STATUS[answer.error.code] if isinstance(answer, FailureAnswer) else 200
+
+
+def headers_of(answer: Answer | FailureAnswer) -> dict[str, str]:
+    """What HTTP wants an answer to say of what would be taken."""
+    if answer is UNAUTHORIZED:
+        return {"www-authenticate": "Bearer"}
+    return {"accept-encoding": "identity"} if answer is UNSUPPORTED_FORM else {}

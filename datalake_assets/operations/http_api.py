@@ -24,7 +24,17 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from datalake_assets.errors import LakeUnavailable
-from datalake_assets.operations.access import BUSY, TOO_LARGE, TOO_SLOW, UNAUTHORIZED, Tokens, status_of
+from datalake_assets.operations.access import (
+    BUSY,
+    TOO_LARGE,
+    TOO_SLOW,
+    UNAUTHORIZED,
+    UNSUPPORTED_FORM,
+    Tokens,
+    headers_of,
+    is_plain,
+    status_of,
+)
 from datalake_assets.operations.answers import Answer, FailureAnswer
 from datalake_assets.operations.dispatcher import Operations
 from datalake_assets.operations.openapi import PATH, openapi_document, openapi_page
@@ -55,6 +65,9 @@ def http_app(operations: Operations, tokens: Tokens) -> Starlette:
         tenant = tokens.tenant_of(request.headers.get("authorization", ""))
         if tenant is None:
             return _response(UNAUTHORIZED)
+        encoding, kind = (",".join(request.headers.getlist(f"content-{each}")) for each in ("encoding", "type"))
+        if not is_plain(encoding, kind):
+            return _response(UNSUPPORTED_FORM)
         with turns.of(tenant) as may:
             if not may:
                 return _response(BUSY)
@@ -120,8 +133,7 @@ async def _body(request: HttpRequest) -> bytes | Response:
 
 
 def _response(answer: Answer | FailureAnswer) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if answer is UNAUTHORIZED else None
-    return JSONResponse(answer.to_json(), status_code=status_of(answer), headers=headers)
+    return JSONResponse(answer.to_json(), status_code=status_of(answer), headers=headers_of(answer))
 
 
 class _Impatient(H11Protocol):

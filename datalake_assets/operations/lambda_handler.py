@@ -12,9 +12,18 @@ import binascii
 import json
 from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
-from datalake_assets.operations.access import TOO_LARGE, UNAUTHORIZED, Tokens, status_of
+from datalake_assets.operations.access import (
+    TOO_LARGE,
+    UNAUTHORIZED,
+    UNSUPPORTED_FORM,
+    Tokens,
+    headers_of,
+    is_plain,
+    status_of,
+)
 from datalake_assets.operations.answers import Answer, Code, Failure, FailureAnswer
 from datalake_assets.operations.dispatcher import Operations
 from datalake_assets.operations.openapi import PATH, openapi_document
@@ -63,11 +72,11 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
         return _answered(_operations().answer({"operation": "HEALTH"}))
     if method != "POST" or not path.endswith(PATH):
         return _response(404, _NO_PATH.to_json())
-    tenant = _tokens().tenant_of(_authorization(event))
+    tenant = _tokens().tenant_of(_header(event, "authorization"))
     if tenant is None:
         return _answered(UNAUTHORIZED)
     body = _body(event)
-    return _answered(TOO_LARGE if body is None else _operations().answer(body, tenant_id=tenant))
+    return _answered(body if isinstance(body, FailureAnswer) else _operations().answer(body, tenant_id=tenant))
 
 
 def _left_ms(context: Any) -> int:
@@ -81,17 +90,20 @@ def _line(event: Mapping[str, Any]) -> tuple[str, str]:
     return event["httpMethod"], event["path"]
 
 
-def _authorization(event: Mapping[str, Any]) -> str:
+def _header(event: Mapping[str, Any], wanted: str) -> str:
+    """A header that is there once; empty otherwise."""
     headers = event.get("headers") or {}
-    found = [value for name, value in headers.items() if name.lower() == "authorization"]
+    found = [value for name, value in headers.items() if name.lower() == wanted]
     return str(found[0]) if len(found) == 1 else ""
 
 
-def _body(event: Mapping[str, Any]) -> bytes | None:
-    """The body; None if it is too large."""
+def _body(event: Mapping[str, Any]) -> bytes | FailureAnswer:
+    """The body; or an answer if it is too large, or in another form than it can be read in."""
+    if not is_plain(_header(event, "content-encoding"), _header(event, "content-type")):
+        return UNSUPPORTED_FORM
     text = event.get("body") or ""
     if len(text) > 2 * MAX_REQUEST_BYTES:
-        return None
+        return TOO_LARGE
     if not event.get("isBase64Encoded"):
         return str(text).encode("utf-8", "surrogatepass")
     try:
@@ -101,11 +113,11 @@ def _body(event: Mapping[str, Any]) -> bytes | None:
 
 
 def _answered(answer: Answer | FailureAnswer) -> dict[str, Any]:
-    return _response(status_of(answer), answer.to_json())
+    return _response(status_of(answer), answer.to_json(), headers_of(answer))
 
 
-def _response(status: int, document: Mapping[str, Any]) -> dict[str, Any]:
-    headers = {"content-type": "application/json"}
-    if status == status_of(UNAUTHORIZED):
-        headers["www-authenticate"] = "Bearer"
+def _response(
+    status: int, document: Mapping[str, Any], more: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    headers = {"content-type": "application/json", **more}
     return {"statusCode": status, "headers": headers, "body": json.dumps(document), "isBase64Encoded": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import select
@@ -50,10 +51,10 @@ def serving(operations):
 def post(url):
     with httpx.Client(base_url=url, timeout=60) as client:
 
-        def send(document, token=TOKENS["acme"][0], **options):
-            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-            body = document if isinstance(document, bytes) else json.dumps(document).encode()
-            return client.post("/v1/operations", content=body, headers=headers, **options)
+        def send(document, token=TOKENS["acme"][0], **headers):
+            headers |= {} if token is None else {"Authorization": f"Bearer {token}"}
+            body = json.dumps(document).encode() if isinstance(document, dict) else document
+            return client.post("/v1/operations", content=body, headers=headers)
 
         yield send
 
@@ -116,6 +117,42 @@ def test_body_that_is_too_large_is_refused_without_being_kept(post):
             str(post(b"{}").url), content=parts(), headers={"Authorization": f"Bearer {TOKENS['acme'][0]}"}
         )
     assert stream.status_code == 413
+
+
+NAMED = json.dumps({"operation": "LIST", "tenant_id": "acme", "namespace": "sales_Ã©"}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("document", "headers"),
+    [
+        (gzip.compress(NAMED.encode()), {"content-encoding": "gzip"}),
+        (NAMED.encode(), {"content-encoding": "identity, br"}),
+        (NAMED.encode("latin-1"), {"content-type": "application/json; charset=latin-1"}),  # UTF-8 of another text
+        (NAMED.encode("utf-16"), {"content-type": 'application/json; Charset="UTF-16"'}),
+        (NAMED.encode(), {"content-type": "application/json; charset=no-such"}),
+    ],
+)
+def test_body_in_another_form_is_refused_as_that(post, document, headers):
+    response = post(document, **headers)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "UNSUPPORTED_FORM")
+    assert response.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-encoding": "identity"},
+        {"content-type": 'application/json;charset="utf8"'},
+        {"content-type": "text/plain; charset=us-ascii"},
+        {"content-type": "application/x-www-form-urlencoded"},  # what curl says if it is not told otherwise
+        {"expect": "100-continue"},
+    ],
+)
+def test_document_is_taken_whole_or_in_chunks_however_its_type_is_called(post, headers):
+    document = json.dumps({"operation": "LIST", "tenant_id": "acme"}).encode()
+    assert post(document, **headers).json()["ok"]
+    assert post(iter([document[:9], document[9:]]), **headers).json()["ok"]
 
 
 def test_tenant_has_so_many_requests_under_way_and_no_more(url, post):

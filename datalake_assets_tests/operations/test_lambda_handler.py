@@ -22,13 +22,13 @@ def function(tmp_path_factory):
         yield running
 
 
-def version_1(document, *, method="POST", path="/v1/operations", token=TOKENS["acme"]):
+def version_1(document, *, method="POST", path="/v1/operations", token=TOKENS["acme"], headers=None):
     """What a REST API sends."""
     return {
         "resource": "/{proxy+}",
         "httpMethod": method,
         "path": path,
-        "headers": {"Authorization": f"Bearer {token}"},
+        "headers": {"Authorization": f"Bearer {token}", **(headers or {})},
         "multiValueHeaders": {"Authorization": [f"Bearer {token}"]},
         "requestContext": {"stage": "prod", "httpMethod": method},
         "body": None if document is None else json.dumps(document),
@@ -36,13 +36,13 @@ def version_1(document, *, method="POST", path="/v1/operations", token=TOKENS["a
     }
 
 
-def version_2(document, *, method="POST", path="/v1/operations", token=TOKENS["acme"]):
+def version_2(document, *, method="POST", path="/v1/operations", token=TOKENS["acme"], headers=None):
     """What an HTTP API sends; of a body that it takes for binary, base64."""
     return {
         "version": "2.0",
         "routeKey": "$default",
         "rawPath": f"/prod{path}",
-        "headers": {"authorization": f"Bearer {token}"},
+        "headers": {"authorization": f"Bearer {token}", **(headers or {})},
         "requestContext": {"http": {"method": method, "path": f"/prod{path}"}, "stage": "prod"},
         "body": base64.b64encode(json.dumps(document).encode()).decode(),
         "isBase64Encoded": True,
@@ -76,6 +76,8 @@ def test_operations_are_done_for_events_of_both_formats(function, event):
         ({"path": "/v1/others"}, {"operation": "LIST", "tenant_id": "acme"}, 404),
         ({"method": "GET"}, None, 404),
         ({}, {"operation": "NOTHING"}, 400),
+        ({"headers": {"Content-Encoding": "gzip"}}, {"operation": "LIST", "tenant_id": "acme"}, 415),
+        ({"headers": {"content-type": "a/b; charset=utf-8"}}, {"operation": "LIST", "tenant_id": "acme"}, 200),
         ({"method": "GET", "path": "/health"}, None, 200),
         ({"method": "GET", "path": "/openapi.json"}, None, 200),
     ],
