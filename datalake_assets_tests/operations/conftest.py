@@ -53,13 +53,18 @@ def orders(ask: Ask) -> dict[str, str]:
     return ORDERS
 
 
+def catalog_of(lake: Path, tenant: str) -> SqlCatalog:
+    """A tenant's catalog, to be closed."""
+    return SqlCatalog("datalake", uri=f"sqlite:///{lake}/tenants/{tenant}/catalog.sqlite")
+
+
 @pytest.fixture
 def stored(lake: Path) -> Iterator[Callable[..., Table]]:
     """Opens a table by its tenant's catalog, as any engine would."""
     catalogs = []
 
     def opened(tenant: str = "acme", namespace: str = "sales", table: str = "orders") -> Table:
-        catalog = SqlCatalog("datalake", uri=f"sqlite:///{lake}/tenants/{tenant}/catalog.sqlite")
+        catalog = catalog_of(lake, tenant)
         catalogs.append(catalog)
         return catalog.load_table((namespace, table))
 

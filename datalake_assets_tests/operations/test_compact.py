@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,7 @@ from pyiceberg.io.pyarrow import _dataframe_to_data_files
 
 from datalake_assets.lake.iceberg.named_files import FILES, MAX_CHARS, named_files
 from datalake_assets.operations import Operations
-from datalake_assets_tests.operations.conftest import ORDERS
+from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA, catalog_of
 
 DAYS = [{"name": "id", "type": "long"}, {"name": "at", "type": "timestamp"}]
 
@@ -80,6 +81,25 @@ def test_a_compacted_table_is_queried_without_its_manifests_until_somebody_commi
     assert named_files(stored(), stored().current_snapshot()) is None
 
 
+@pytest.fixture(scope="module")
+def compacted(tmp_path_factory):
+    """A lake with a table of five rows in one file, and what the table says of that file's name."""
+    lake = tmp_path_factory.mktemp("compacted")
+    with Operations(str(lake)) as opened:
+
+        def ask(operation, **fields):
+            return opened.answer({"operation": operation, **fields}).to_json()
+
+        assert ask("CREATE_TABLE", **ORDERS, schema=SCHEMA)["created"]
+        write(ask, range(5))
+        assert ask("COMPACT", **ORDERS)["compacted"]
+    with closing(catalog_of(lake, "acme")) as catalog:
+        table = catalog.load_table(("sales", "orders"))
+        (file,) = named_files(table, table.current_snapshot())
+        assert (file.path, file.rows) == (next(iter(table.scan().plan_files())).file.file_path, 5)
+        return lake, table.properties[FILES]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -93,20 +113,20 @@ def test_a_compacted_table_is_queried_without_its_manifests_until_somebody_commi
         lambda number, file: {"files": [number, file]},
     ],
 )
-def test_names_of_files_that_are_not_those_of_the_snapshot_are_passed_over(ask, orders, stored, change):
-    write(ask, range(5))
-    ask("COMPACT", **orders)
-    table = stored()
-    head = table.current_snapshot()
-    (file,) = named_files(table, head)
-    assert (file.path, file.rows) == (next(iter(table.scan().plan_files())).file.file_path, 5)
+def test_names_of_files_that_are_not_those_of_the_snapshot_are_passed_over(compacted, change):
+    lake, names = compacted
+    with Operations(str(lake)) as opened, closing(catalog_of(lake, "acme")) as catalog:
 
-    with table.transaction() as changed:
-        number, (line,) = json.loads(table.properties[FILES])
-        changed.set_properties({FILES: json.dumps(change(number, line))})
+        def stored():
+            return catalog.load_table(("sales", "orders"))
 
-    assert named_files(stored(), head) is None
-    assert ask("QUERY", **orders, sql="SELECT count(*) FROM orders")["rows"] == [[5]]
+        number, (line,) = json.loads(names)
+        with stored().transaction() as changed:
+            changed.set_properties({FILES: json.dumps(change(number, line))})
+
+        assert named_files(stored(), stored().current_snapshot()) is None
+        asked = {"operation": "QUERY", **ORDERS, "sql": "SELECT count(*) FROM orders"}
+        assert opened.answer(asked).to_json()["rows"] == [[5]]
 
 
 def test_a_compaction_that_leaves_many_files_names_none(ask, stored):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from decimal import Decimal
+from functools import cache
 
 import duckdb
 import numpy as np
@@ -135,22 +136,41 @@ def at_once(request, monkeypatch, eager):
         monkeypatch.setattr(sql_scans, "_LOOK_SHARE", 1)
 
 
+@cache
+def two_files(way: str) -> list[bytes]:
+    """Which each of the fixture's parameters reads."""
+    return [written(some_rows(seed), **WAYS[way]) for seed in (1, 2)]
+
+
+def answers(queries: list[str], columns: tuple[str, ...], order: str, rows: pa.Table) -> dict[tuple[str, str], str]:
+    """What a DuckDB answers that has the rows for itself, whose filters it applies by itself."""
+    with closing(duckdb.connect()) as wanted:
+        wanted.execute("SET TimeZone = 'UTC'")
+        wanted.register("given", rows)
+        wanted.execute("CREATE TABLE t AS FROM given")
+        asked = [(each, where) for where in queries for each in columns]
+        return {key: repr(wanted.execute(query_of(*key, order)).fetchall()) for key in asked}
+
+
+def query_of(columns: str, where: str, order: str) -> str:
+    return f"SELECT {columns} FROM t WHERE {where} ORDER BY {order}"  # noqa: S608  our own
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return answers(QUERIES, ("*", "count(*), max(ratio)"), "ALL", pa.concat_tables([some_rows(1), some_rows(2)]))
+
+
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("way", WAYS)
-def test_chosen_pages_have_all_rows_that_a_query_takes(way, eager):
-    tables = [some_rows(1), some_rows(2)]
-    stored = [Stored(written(each, **WAYS[way])) for each in tables]
-    wanted = duckdb.connect()
-    wanted.execute("SET TimeZone = 'UTC'")
-    wanted.register("t", pa.concat_tables(tables))
+def test_chosen_pages_have_all_rows_that_a_query_takes(way, eager, wanted):
     used = Counter()
-    with shown(tables[0].schema, *stored) as connection:
-        for where in QUERIES:
-            for columns in ("*", "count(*), max(ratio)"):
-                query = f"SELECT {columns} FROM t WHERE {where} ORDER BY ALL"  # noqa: S608  our own
-                del eager[:]
-                assert repr(connection.execute(query).fetchall()) == repr(wanted.execute(query).fetchall()), query
-                used[where] += bool(eager)
+    with shown(some_rows(1).schema, *map(Stored, two_files(way))) as connection:
+        for (columns, where), answer in wanted.items():
+            query = query_of(columns, where, "ALL")
+            del eager[:]
+            assert repr(connection.execute(query).fetchall()) == answer, query
+            used[where] += bool(eager)
     # DuckDB filters by itself what it compares with another type, and what may be no number
     assert {where for where in QUERIES if not used[where]} <= {"id != id", *(each for each in QUERIES if ">" in each)}
 
@@ -214,23 +234,25 @@ ODD_QUERIES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def odd():
+    """Rows, and what a DuckDB answers of them."""
+    table = odd_rows()
+    return table, answers(ODD_QUERIES, ("id", "* EXCLUDE (listed, made, kind)", "*"), "id", table)
+
+
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("indexed", [True, ["id", "falling", "zoned"]], ids=["all bounds", "some bounds"])
-def test_chosen_pages_have_all_rows_whatever_their_columns_are(indexed, eager):
-    table = odd_rows()
+def test_chosen_pages_have_all_rows_whatever_their_columns_are(indexed, eager, odd):
+    table, wanted = odd
     stored = Stored(written(table, compression="snappy", write_statistics=indexed))
-    wanted = duckdb.connect()
-    wanted.execute("SET TimeZone = 'UTC'")
-    wanted.register("given", table)
-    wanted.execute("CREATE TABLE t AS FROM given")  # whose filters DuckDB applies by itself
     used = set()
     with shown(table.schema, stored) as connection:
-        for where in ODD_QUERIES:
-            for columns in ("id", "* EXCLUDE (listed, made, kind)", "*"):
-                query = f"SELECT {columns} FROM t WHERE {where} ORDER BY id"  # noqa: S608  our own
-                del eager[:]
-                assert repr(connection.execute(query).fetchall()) == repr(wanted.execute(query).fetchall()), query
-                used |= {where} if eager else set()
+        for (columns, where), answer in wanted.items():
+            query = query_of(columns, where, "id")
+            del eager[:]
+            assert repr(connection.execute(query).fetchall()) == answer, query
+            used |= {where} if eager else set()
     assert {"id = -6000", "falling = -11999", "zoned = TIMESTAMPTZ '1970-01-01 00:00:00+00'"} <= used
 
 

@@ -232,11 +232,11 @@ def test_bloom_filters_are_made_for_the_rows_of_all():
 
 
 def test_a_dictionary_whose_rows_would_fill_memory_is_left_to_others():
-    long = pa.array(["x" * 200_000] * 3_000)
-    files = inputs(events(0, 3_000, text=long), events(3_000, 3_000, text=long), row_group_size=3_000)
+    long = pa.array(["x" * 20_000] * 600)  # 12 MB, where 3 MiB may be held
+    files = inputs(events(0, 600, text=long), events(600, 600, text=long), row_group_size=600)
     settings = replace(SETTINGS, parquet=ParquetSettings(row_group_bytes=1 << 20), row_bytes=1 << 20)
     result = rewritten(files, settings)
-    assert pc.sum(pc.binary_length(read(result)["text"])).as_py() == 6_000 * 200_000
+    assert pc.sum(pc.binary_length(read(result)["text"])).as_py() == 1_200 * 20_000
 
 
 SMALL_GROUPS = replace(SETTINGS, parquet=ParquetSettings(row_group_bytes=64 << 10))

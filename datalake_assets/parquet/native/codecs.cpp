@@ -84,8 +84,6 @@ u32 crc32_of(const u8* data, size_t size) {
 
 namespace {
 
-constexpr const char* NOT_WHOLE = "a page does not decompress";
-
 [[noreturn, maybe_unused]] void absent(const char* codec) {
   refuse(PM_NO_CODEC, std::string(codec) + " is not built in");
 }

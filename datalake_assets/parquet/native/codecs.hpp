@@ -5,6 +5,8 @@
 
 namespace pagemerge {
 
+constexpr const char* NOT_WHOLE = "a page does not decompress";
+
 u32 readable_codecs();
 u32 writable_codecs();
 inline bool can_read(int codec) { return codec >= 0 && codec < 32 && (readable_codecs() >> codec & 1); }

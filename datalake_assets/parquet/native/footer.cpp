@@ -5,7 +5,7 @@
 namespace pagemerge {
 namespace {
 
-constexpr int MAX_DEPTH = 64;
+constexpr int MAX_SCHEMA_DEPTH = 64;
 constexpr int MAX_FIXED_BYTES = 1 << 20;
 constexpr size_t TAIL_BYTES = 8;  // the footer's length, and the magic
 
@@ -115,7 +115,7 @@ struct SchemaWalk {
   std::vector<Repeated> repeated;
 
   void subtree(int definition, int repetition, int depth) {
-    need(left && depth < MAX_DEPTH, "its schema is damaged");
+    need(left && depth < MAX_SCHEMA_DEPTH, "its schema is damaged");
     left--;
     Element element = parse_element(reader);
     need(element.repetition >= 0 && element.repetition <= 2 && element.children >= 0, "its schema is damaged");

@@ -6,7 +6,6 @@
 namespace pagemerge {
 namespace {
 
-constexpr const char* NOT_WHOLE = "a page does not decompress";
 // Of the start of a page, in which its levels are looked for: those that take more are decompressed with the page.
 constexpr size_t LEVELS_BYTES = 4096;
 constexpr size_t LONGEST_TAG = 5;

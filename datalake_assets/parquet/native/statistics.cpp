@@ -174,13 +174,13 @@ namespace {
 
 constexpr u32 SALT[8] = {0x47b6137bU, 0x44974d91U, 0x8824ad5bU, 0xa2b7289dU,  // BloomFilter.md
                          0x705495c7U, 0x2df1424bU, 0x9efc4947U, 0x5c6bfb31U};
-constexpr size_t BLOCK_BYTES = 32, MAX_FILTER_BYTES = 128 << 20;
+constexpr size_t FILTER_BLOCK_BYTES = 32, MAX_FILTER_BYTES = 128 << 20;
 constexpr double FALSE_POSITIVES = 0.05;  // Parquet's default, and the one of our other encoder
 
 // Bytes for so many distinct values, a power of two.
 size_t filter_bytes(size_t distinct) {
   double bits = -8.0 * static_cast<double>(distinct) / std::log(1 - std::pow(FALSE_POSITIVES, 1.0 / 8));
-  size_t bytes = BLOCK_BYTES;
+  size_t bytes = FILTER_BLOCK_BYTES;
   while (bytes < MAX_FILTER_BYTES && static_cast<double>(bytes) * 8 < bits) bytes *= 2;
   return bytes;
 }
@@ -218,9 +218,9 @@ void BloomFilter::write(Bytes& out) {
   out.put(header.bytes.data, header.bytes.size);
   u8* filter = out.grow(size);
   memset(filter, 0, size);
-  u64 blocks = size / BLOCK_BYTES;
+  u64 blocks = size / FILTER_BLOCK_BYTES;
   for (size_t i = 0; i < distinct; i++) {
-    u8* block = filter + (((begin[i] >> 32) * blocks) >> 32) * BLOCK_BYTES;
+    u8* block = filter + (((begin[i] >> 32) * blocks) >> 32) * FILTER_BLOCK_BYTES;
     u32 key = static_cast<u32>(begin[i]);
     for (size_t word = 0; word < 8; word++) {
       u32 bits = load<u32>(block + 4 * word) | 1u << ((key * SALT[word]) >> 27);
