@@ -83,6 +83,7 @@ _ZSTD = {"compression": "zstd", "kernel": "reencode"}
 _ADOPTED: Mapping[str, Mapping[str, Any]] = {
     "ours, adopted": {"adopted": True},
     "ours, adopted, pages": {"adopted": True, "verify": "pages"},
+    "ours, adopted, rows": {"adopted": True, "verify": "rows"},
 }
 _FLOOR_OF = {ARROW_ALONE: _BY_ARROW, DECOMPRESSED: _ADOPTED}
 TINY = Workload(

@@ -115,12 +115,13 @@ def _tiny_zstd(results: Results, peers: Sequence[Result]) -> list[Target]:
 
 def _medium(results: Results, peers: Sequence[Result]) -> list[Target]:
     best, judged = _least(peers, "work_cpu_s"), []
-    for name in ("ours", "ours, adopted"):
+    floors = {"ours": PROVEN, "ours, adopted": DECOMPRESSED, "ours, verify=rows": "", "ours, adopted, rows": ""}
+    for name, least in floors.items():
         if name in results:
             ratio = _ratio(best, results[name], "work_cpu_s")
             what = f"medium: CPU of {best.contender.name} (best peer) by {name}"
             wanted = f"at least {WANTED_MEDIUM_RATIO:g}"
-            floor = results.get(PROVEN if name == "ours" else DECOMPRESSED)
+            floor = results.get(least)
             most = f" (at most {_ratio(best, floor, 'work_cpu_s'):.1f}, by {floor.contender.name})" if floor else ""
             judged.append(Target(what, wanted, f"{ratio:.1f}{most}", ratio >= WANTED_MEDIUM_RATIO))
     return judged + _reading(results, peers)

@@ -134,6 +134,14 @@ class Concatenated:
     seen: str = ""
 
 
+class _Source(NamedTuple):
+    """The ways to the bytes of a file; see `ConcatWriter.append`."""
+
+    read_at: ReadAt
+    server_side: ServerSide | None
+    descriptor: int | None
+
+
 class Copied(NamedTuple):
     """A range of a file that was copied: where it begins and ends there, and where it begins in the output."""
 
@@ -220,7 +228,7 @@ class ConcatWriter:
         *,
         server_side: ServerSide | None = None,
         is_sound: bool = False,
-        seen: Seen | None = None,
+        seen: Sequence[Seen] = (),
         unseen: bool = False,
         descriptor: int | None = None,
     ) -> list[Copied]:
@@ -234,11 +242,11 @@ class ConcatWriter:
             row_groups: Which, in the order that they shall have; None: all.
             server_side: Where the store finds the file itself; without effect if the sink cannot ask it.
             is_sound: Its pages need no walk: they were encoded, or walked, a moment ago.
-            seen: Is given all bytes that are copied and pass by here, with their offset in the file.
+            seen: Are given all bytes that are copied and pass by here, with their offset in the file.
             unseen: Their bytes do not go into the output's checksum, which is not known then: the caller reads them
                 back, and compares them with the file.
-            descriptor: The file, open, for a sink that takes its bytes by itself (`FileCopier`). Only with ``unseen``
-                and ``is_sound``: they do not pass by here then.
+            descriptor: The file, open, for a sink that takes its bytes by itself (`FileCopier`); ``read_at`` is not
+                asked for them then.
 
         Returns:
             What was copied, in the order of the file; all else that this output has of it was made anew.
@@ -257,12 +265,10 @@ class ConcatWriter:
             places = [place for layout in layouts for pair in layout.indexes for place in pair if place]
             indexes = read_places(footer, read_at, places)
             walk = None if is_sound else _walk_of(footer, chosen)
-            witnesses = [each for each in (walk.feed if walk else None, seen) if each is not None]
+            witnesses = [*([walk.feed] if walk else []), *seen]
             ranges = _ranges(footer, chosen, blooms)
-            if unseen:
-                moves = self._copy_unseen(footer, read_at, ranges, descriptor, witnesses)
-            else:
-                moves = self._copy(footer, read_at, ranges, server_side, witnesses)
+            source = _Source(read_at, server_side, descriptor)
+            moves = self._copy(footer, source, ranges, witnesses, unseen=unseen)
             if walk is not None and self._passes_by(server_side):
                 walk.finish()
             rendered = [
@@ -336,50 +342,50 @@ class ConcatWriter:
     def _copy(
         self,
         footer: Footer,
-        read_at: ReadAt,
+        source: _Source,
         ranges: Iterable[tuple[int, int]],
-        server_side: ServerSide | None,
         witnesses: Sequence[Seen],
+        *,
+        unseen: bool,
     ) -> _Moves:
-        moves = _Moves()
+        read_at, server_side, descriptor = source
+        copier = self._file_copier if unseen or descriptor is not None else None
+        self._saw_all, moves = self._saw_all and not unseen, _Moves()
         for start, end in ranges:
             moves.add(start, end, to=self._size_bytes)
             if server_side is not None and isinstance(self._sink, RangeCopier):
                 self._ask_to_copy(self._sink, start, end, server_side, witnesses)
                 continue
-            for offset in range(start, end, self._block_bytes):
-                length = min(self._block_bytes, end - offset)
-                data = read_exactly(read_at, offset, length, where=footer.where)
-                for each in witnesses:
-                    each(offset, data)
-                self._write(data)
-        return moves
-
-    def _copy_unseen(
-        self,
-        footer: Footer,
-        read_at: ReadAt,
-        ranges: Iterable[tuple[int, int]],
-        descriptor: int | None,
-        witnesses: Sequence[Seen],
-    ) -> _Moves:
-        self._saw_all, moves = False, _Moves()
-        for start, end in ranges:
-            moves.add(start, end, to=self._size_bytes)
-            if self._file_copier is not None:
-                self._file_copier.expect(end - start)
-            if descriptor is not None and self._file_copier is not None:
+            passes = self._passing(start, witnesses, is_hashed=not unseen)
+            if copier is not None:
+                copier.expect(end - start)
+            if copier is not None and descriptor is not None:
                 with self._or_abandoned():
-                    if (copied := self._file_copier.copy_from(descriptor, start, end)) != end - start:
+                    copied = copier.copy_from(descriptor, start, end, seen=passes if witnesses or not unseen else None)
+                    if copied != end - start:
                         raise UnreadableFile(footer.where, f"it ends before byte {start + copied + 1}")
                 self._size_bytes += end - start
                 continue
             for offset in range(start, end, self._block_bytes):
                 data = read_exactly(read_at, offset, min(self._block_bytes, end - offset), where=footer.where)
-                for each in witnesses:
-                    each(offset, data)
+                passes(data)
                 self._write(data, is_seen=False)
         return moves
+
+    def _passing(
+        self, offset: int, witnesses: Sequence[Seen], *, is_hashed: bool
+    ) -> Callable[[bytes | memoryview], None]:
+        """What is to be given the bytes of a range that begins there, in their order."""
+
+        def passes(data: bytes | memoryview) -> None:
+            nonlocal offset
+            if is_hashed:
+                self._checksum.update(data)
+            for each in witnesses:
+                each(offset, data)
+            offset += len(data)
+
+        return passes
 
     def _passes_by(self, server_side: ServerSide | None) -> bool:
         """Whether bytes come here on their way: the store may copy them by itself."""
@@ -389,17 +395,9 @@ class ConcatWriter:
         self, sink: RangeCopier, start: int, end: int, source: ServerSide, witnesses: Sequence[Seen]
     ) -> None:
         self._saw_all = self._saw_all and source.verify
-        offset = start
-
-        def seen(data: bytes) -> None:
-            nonlocal offset
-            self._checksum.update(data)
-            for each in witnesses:
-                each(offset, data)
-            offset += len(data)
-
+        passes = self._passing(start, witnesses, is_hashed=True) if source.verify else None
         with self._or_abandoned():
-            sink.copy_range(source.key, start, end, etag=source.etag, seen=seen if source.verify else None)
+            sink.copy_range(source.key, start, end, etag=source.etag, seen=passes)
         self._size_bytes += end - start
 
     def _render(

@@ -18,7 +18,6 @@ from datalake_assets.parquet.decoding import AT_HAND, failing_column, open_parqu
 from datalake_assets.parquet.failed_requests import failed_request
 from datalake_assets.parquet.footer import TAIL_BYTES, Footer, footer_fault, parse_footer
 from datalake_assets.parquet.native import Depth, Part, load_kernel
-from datalake_assets.parquet.outputs import Vouched
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
 from datalake_assets.parquet.sinks import ServerSide, checksum_like, new_checksum
 from datalake_assets.parquet.stated import stated_of
@@ -190,11 +189,29 @@ class OpenInput:
                 return moment_of(statistics.min_raw, kind), moment_of(statistics.max_raw, kind)
         return None
 
+    @property
+    def descriptor(self) -> int | None:
+        """The file, open, where it lies here and its bytes are not in memory; who reads it so tells `saw`."""
+        return self._descriptor if self._data is None else None
+
     def read_at(self, offset: int, length: int) -> memoryview:
         """So many bytes from there; what is read in the file's order need not be read again for `prove`."""
+        self._fill_gap(offset)
+        return self._read_at(offset, length)
+
+    def saw(self, offset: int, data: bytes | memoryview) -> None:
+        """Takes what somebody else read of the file, as if `read_at` had."""
+        self._fill_gap(offset)
+        self._digest_next(offset, data)
+
+    def _fill_gap(self, offset: int) -> None:
         if self._digest is not None and 0 < offset - self._digested_bytes <= GAP_BYTES:
             self._read_at(self._digested_bytes, offset - self._digested_bytes)
-        return self._read_at(offset, length)
+
+    def _digest_next(self, offset: int, data: bytes | memoryview) -> None:
+        if self._digest is not None and offset == self._digested_bytes:
+            self._digest.update(data)
+            self._digested_bytes += len(data)
 
     def whole(self) -> pa.Buffer:
         """All of its bytes."""
@@ -215,9 +232,7 @@ class OpenInput:
         else:
             self._native.seek(offset)
             data = memoryview(self._native.read_buffer(length))
-        if self._digest is not None and offset == self._digested_bytes:
-            self._digest.update(data)
-            self._digested_bytes += len(data)
+        self._digest_next(offset, data)
         return data
 
     def _block_of(self, descriptor: int, offset: int, length: int) -> memoryview:
@@ -236,20 +251,19 @@ class OpenInput:
         key, etag = self._copy_source
         return ServerSide(key, etag, verify)
 
-    def vouched(self) -> Vouched | None:
-        """What its bytes are known by, where they can be compared with it once they are stored; None if they cannot be.
+    def vouched(self) -> str | None:
+        """The checksum that its bytes are known by, where what is stored of them can be compared with it; else None.
 
         Without a checksum it is that of the bytes in memory, which were proven and are what is copied.
         """
         if self._copy_source is not None:
             return None
         if self._data is None:
-            known = bool(self.file.checksum) and self._descriptor is not None
-            return Vouched(self.file.checksum, self._descriptor) if known else None
+            return (self.file.checksum or None) if self._descriptor is not None else None
         if self._digest is None:
             self._digest = new_checksum()
         self._digest_rest()
-        return Vouched(str(self._digest))
+        return str(self._digest)
 
     def footer(self) -> Footer:
         """What its footer says, with the places of its row groups."""

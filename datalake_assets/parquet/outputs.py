@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.values import Value
 from datalake_assets.errors import CorruptLake
-from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatWriter
+from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatWriter, Seen
 from datalake_assets.parquet.evidence import Evidence, Origin, ReadBack, is_copied_whole
 from datalake_assets.parquet.footer import Footer, ReadAt
 from datalake_assets.parquet.sinks import FileCopier, FinishedSink, ServerSide
 
-__all__ = ["Opener", "Outputs", "Vouched", "WrongOrigin", "same_columns"]
+__all__ = ["Opener", "Outputs", "WrongOrigin", "same_columns"]
 
 
 def same_columns(one: pq.FileMetaData, other: pq.FileMetaData) -> bool:
@@ -43,18 +43,6 @@ LEFT_OUT_BYTES = 16 << 20
 
 class WrongOrigin(Exception):
     """What is stored of a file that was copied whole is not what the file is known by; either may be wrong."""
-
-
-class Vouched(Value, frozen=True):
-    """What a file is known by, which may be compared with what is stored of it, rather than before it is copied.
-
-    Attributes:
-        checksum: Of all its bytes.
-        descriptor: The file, open, where nobody has its bytes in memory.
-    """
-
-    checksum: str
-    descriptor: int | None = None
 
 
 class Opener(Value, Generic[FinishedT], frozen=True):
@@ -91,6 +79,13 @@ class _Open(Generic[FinishedT]):
     undigested: set[int] = field(default_factory=set)  # their row groups
     left_out_bytes: int = 0
     takes_files: bool = False  # its sink takes bytes of an open file by itself; to find that out takes a while
+
+    def add_origin(self, origin: Origin, *, groups: int) -> None:
+        """Notes a file that was copied whole, with so many row groups that have rows."""
+        self.origins.append((self.groups, origin))
+        self.undigested.update(range(self.groups, self.groups + groups))
+        self.groups += groups
+        self.left_out_bytes += origin.left_out_bytes
 
 
 class Outputs(Generic[FinishedT]):
@@ -131,7 +126,9 @@ class Outputs(Generic[FinishedT]):
         like: Footer,
         server_side: ServerSide | None = None,
         is_sound: bool = False,
-        vouched: Vouched | None = None,
+        vouched: str | None = None,
+        descriptor: int | None = None,
+        seen: Sequence[Seen] = (),
     ) -> bool:
         """Copies row groups into the present output, or into the next if they would make it too large.
 
@@ -144,7 +141,9 @@ class Outputs(Generic[FinishedT]):
             like: Gives an output that is begun now its schema.
             server_side: Where the store finds the file, to copy from it without us.
             is_sound: Its pages need no walk.
-            vouched: What the file is known by.
+            vouched: The checksum that the file is known by, with which what is stored of it may be compared.
+            descriptor: The file, open, where nobody has its bytes in memory.
+            seen: Are given its bytes where these are not read by ``read_at``, unless ``vouched`` says what they are.
 
         Returns:
             Whether the file will be compared with what it is known by: before the output is finished, which may raise
@@ -155,8 +154,11 @@ class Outputs(Generic[FinishedT]):
             self.roll()
         if self._open is None:
             self._open = self._begun(like)
-        if vouched is not None and self._may_wait(self._open, footer, row_groups, vouched, is_sound=is_sound):
-            self._append_whole(self._open, footer, read_at, metadata, vouched, is_sound=is_sound)
+        is_seen = descriptor is None or (is_sound and self._open.takes_files)
+        if vouched is not None and is_seen and self._may_wait(self._open, footer, row_groups):
+            ranges = self._open.writer.append(footer, read_at, is_sound=is_sound, unseen=True, descriptor=descriptor)
+            found = Evidence(metadata, row_groups).groups
+            self._open.add_origin(Origin(footer, vouched, read_at, ranges, found), groups=len(found))
         else:
             vouched, evidence = None, Evidence(metadata, row_groups) if self._verify else None
             self._open.writer.append(
@@ -165,7 +167,8 @@ class Outputs(Generic[FinishedT]):
                 row_groups,
                 server_side=server_side,
                 is_sound=is_sound,
-                seen=evidence.feed if evidence is not None else None,
+                seen=[*([evidence.feed] if evidence is not None else []), *seen],
+                descriptor=descriptor,
             )
             self._open.copied += evidence.digests() if evidence is not None else []
             self._open.groups += len(evidence.groups) if evidence is not None else 0
@@ -176,31 +179,10 @@ class Outputs(Generic[FinishedT]):
             self._open.bounds.extend(bounds)
         return vouched is not None
 
-    def _may_wait(
-        self, opened: _Open[FinishedT], footer: Footer, row_groups: Sequence[int], vouched: Vouched, *, is_sound: bool
-    ) -> bool:
-        """Whether a file may be proven by what is stored of it; bytes that do not pass by have to be walked before."""
+    def _may_wait(self, opened: _Open[FinishedT], footer: Footer, row_groups: Sequence[int]) -> bool:
+        """Whether a file may be proven by what is stored of it."""
         can_be_compared = self._verify and self._opener.is_read_back and opened.left_out_bytes < LEFT_OUT_BYTES
-        is_seen = vouched.descriptor is None or (is_sound and opened.takes_files)
-        return can_be_compared and is_seen and is_copied_whole(footer, row_groups)
-
-    def _append_whole(
-        self,
-        opened: _Open[FinishedT],
-        footer: Footer,
-        read_at: ReadAt,
-        metadata: pq.FileMetaData,
-        vouched: Vouched,
-        *,
-        is_sound: bool,
-    ) -> None:
-        found = Evidence(metadata, range(metadata.num_row_groups)).groups
-        ranges = opened.writer.append(footer, read_at, is_sound=is_sound, unseen=True, descriptor=vouched.descriptor)
-        origin = Origin(footer, vouched.checksum, read_at, ranges, found)
-        opened.origins.append((opened.groups, origin))
-        opened.undigested.update(range(opened.groups, opened.groups + len(found)))
-        opened.groups += len(found)
-        opened.left_out_bytes += origin.left_out_bytes
+        return can_be_compared and is_copied_whole(footer, row_groups)
 
     def _is_full(self, writer: ConcatWriter, more_bytes: int, more_row_groups: int) -> bool:
         return (

@@ -259,7 +259,7 @@ class Merger:
             Evidence(source.parquet.metadata, numbers),
             ConcatWriter(sink, footer, block_bytes=self._row_group_bytes),
         )
-        writer.append(footer, source.read_at, numbers, seen=wanted.feed)
+        writer.append(footer, source.read_at, numbers, seen=[wanted.feed])
         done, data = writer.close(), pa.py_buffer(sink.getvalue())
         _, found = Evidence.of_tail(done.tail)
         found.feed(0, data)

@@ -383,6 +383,8 @@ class _Pass(Generic[FinishedT]):
                     server_side=server_side,
                     is_sound=is_sound,
                     vouched=vouched,
+                    descriptor=source.descriptor,
+                    seen=[source.saw],
                 )
             except PreconditionFailed as error:
                 raise UnreadableFile(source.file.name, CHANGED) from error

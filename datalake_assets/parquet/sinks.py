@@ -111,13 +111,16 @@ class FileCopier(Protocol):
     def expect(self, size_bytes: int) -> None:
         """Finds room for so many bytes, which are about to be written; where it cannot, writing them will tell."""
 
-    def copy_from(self, descriptor: int, start: int, end: int) -> int:
+    def copy_from(
+        self, descriptor: int, start: int, end: int, *, seen: Callable[[memoryview], object] | None = None
+    ) -> int:
         """Appends those bytes of the file, as far as there are any.
 
         Args:
             descriptor: The file; where it stands does not count, and does not change.
             start: Its first byte to copy.
             end: After the last one.
+            seen: Is given all of them in their order, each block before it is written; the next may lie where it lay.
 
         Returns:
             Their number.

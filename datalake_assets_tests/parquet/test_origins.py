@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import CorruptLake, UnreadableFile
 from datalake_assets.lake.compaction_jobs import staging_opener
+from datalake_assets.lake.store import local
 from datalake_assets.parquet import concat, outputs
 from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.evidence import Evidence, Origin, ReadBack, is_copied_whole
-from datalake_assets.parquet.inputs import Input
+from datalake_assets.parquet.inputs import Input, OpenInput
 from datalake_assets.parquet.native import load_kernel
 from datalake_assets.parquet.rewrite import rewrite
 from datalake_assets.parquet.sinks import FileCopier, new_checksum
@@ -79,9 +80,9 @@ def run(lake, inputs, opener=None, settings=CONCAT):
 
 def count(monkeypatch):
     """How many files are proven by what is stored of them."""
-    seen, whole = [], outputs.Outputs._append_whole
+    seen, add = [], outputs._Open.add_origin
     monkeypatch.setattr(
-        outputs.Outputs, "_append_whole", lambda self, *given, **more: seen.append(1) or whole(self, *given, **more)
+        outputs._Open, "add_origin", lambda self, *given, **more: seen.append(1) or add(self, *given, **more)
     )
     return seen
 
@@ -224,6 +225,57 @@ def test_sink_of_a_local_lake_takes_bytes_of_a_file_by_itself(local_store, tmp_p
         staged = sink.finish()
     assert b"".join(map(bytes, local_store.read_staged(staged))) == b"PAR1" + body[5:-7] + body[-3:]
     assert staged.size_bytes == len(body) - 5
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["ours", "of others"])
+@pytest.mark.parametrize("walks", [True, False], ids=["walked before", "walked on the way"])
+def test_where_rows_are_counted_the_sink_takes_files_and_all_checksums_are_known(
+    local_store, monkeypatch, is_known, walks
+):
+    lake, taken, told = Lake(local_store, in_memory=False), [], []
+    copy_from, inputs = local._LocalWriter.copy_from, lake.inputs(BODIES)
+
+    def counted(self, descriptor, start, end, **more):
+        taken.append(end - start)
+        return copy_from(self, descriptor, start, end, **more)
+
+    monkeypatch.setattr(local._LocalWriter, "copy_from", counted)
+    if not walks:
+        monkeypatch.setattr(OpenInput, "is_walked", lambda _: False)
+    if not is_known:
+        files = [msgspec.structs.replace(each.file, checksum="") for each in inputs]
+        inputs = [replace(each, file=file, on_checksum=told.append) for each, file in zip(inputs, files, strict=True)]
+    result = run(lake, inputs, settings=msgspec.structs.replace(CONCAT, verify="rows"))
+    (stored,) = lake.stored(result)
+    assert len(taken) >= 3
+    assert sum(taken) > sum(map(len, BODIES)) / 2
+    assert result.outputs[0][1].checksum == checksum(stored)
+    assert told == ([] if is_known else [checksum(body) for body in BODIES])
+    assert pq.read_table(io.BytesIO(stored)).equals(pa.concat_tables([pq.read_table(io.BytesIO(b)) for b in BODIES]))
+
+
+def test_pages_that_are_wrong_are_found_also_where_the_sink_takes_the_file(local_store):
+    lake, wrong = Lake(local_store, in_memory=False), bytearray(BODIES[1])
+    wrong[4] ^= 0x55  # the head of the first page
+    result = run(
+        lake, lake.inputs([BODIES[0], wrong, BODIES[2]]), settings=msgspec.structs.replace(CONCAT, verify="rows")
+    )
+    assert result.rewritten == ("a", "c")
+    assert list(result.rejected) == ["b"]
+    (stored,) = lake.stored(result)
+    assert pq.read_table(io.BytesIO(stored)).num_rows == 240
+
+
+def test_sink_shows_what_it_takes_before_it_is_written(local_store, tmp_path):
+    body = bytes(range(256)) * 12_000
+    source = tmp_path / "source"
+    source.write_bytes(body)
+    shown = []
+    with source.open("rb") as opened, local_store.stage("data/a.parquet") as sink:
+        sink.write(b"PAR1")
+        sink.copy_from(opened.fileno(), 5, len(body) - 7, seen=lambda block: shown.append(bytes(block)))
+        sink.discard()
+    assert b"".join(shown) == body[5:-7]
 
 
 def test_file_that_ends_before_its_footer_says_ends_the_output(local_store, tmp_path):

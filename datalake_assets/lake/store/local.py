@@ -21,7 +21,7 @@ import os
 import stat
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -461,9 +461,13 @@ class _LocalWriter(StagedSink):
         """Implements `FileCopier`, as the next."""
         self._in_blocks().expect(size_bytes)
 
-    def copy_from(self, descriptor: int, start: int, end: int) -> int:
+    def copy_from(
+        self, descriptor: int, start: int, end: int, *, seen: Callable[[memoryview], object] | None = None
+    ) -> int:
         blocks, at = self._in_blocks(), start
-        while at < end and (count := os.preadv(descriptor, [blocks.room(end - at)], at)):
+        while at < end and (count := os.preadv(descriptor, [room := blocks.room(end - at)], at)):
+            if seen is not None:
+                seen(room[:count])
             with self._tree.translating(self.key):
                 blocks.take(count)
             self._size_bytes += count
