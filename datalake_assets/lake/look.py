@@ -68,6 +68,11 @@ class _Look(Export):
         super().__init__(folder, given, (), "", allow_shrink=False, on_progress=None)
         self._sent, self._seen = batches, seen
 
+    def _check_epoch(self, request: ReadRequest) -> None:
+        """Of a feed that was never landed, too, a pass begins where the last one ended."""
+        if self.state.write_id:
+            super()._check_epoch(request)
+
     def run(self) -> WriteReport:
         """Implements `Export.run`, without what it is for."""
         if self.feed.write == "merge":

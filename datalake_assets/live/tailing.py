@@ -22,6 +22,7 @@ from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import PositionKind
 from datalake_assets.lake.look import look, next_read
+from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.watching import watched_by
 from datalake_assets.live.window import LiveWindows
@@ -79,6 +80,7 @@ class _Tail:
         self, store: Store, feed: Feed, connect: Connect, windows: LiveWindows, stopped: threading.Event
     ) -> None:
         self._store, self._feed, self._connect = store, feed, connect
+        self._registry = FeedRegistry(store)
         self._windows, self._stopped = windows, stopped
         self._seen: dict[SourcePartition, int] = {}
         self._epoch: int | None = None
@@ -89,6 +91,7 @@ class _Tail:
         """Passes, one after another, until it is stopped."""
         while not self._stopped.is_set():
             try:
+                self._check_declared()
                 with self._connect(self._feed.source.type) as source:
                     while not self._stopped.wait(_PAUSE_S):
                         self._pass(source)
@@ -115,6 +118,7 @@ class _Tail:
         self._source_id = self._source_id or batch.source_id
         epoch = self._epoch
         self._ask_lake()
+        self._windows.failed(self._feed.name, "")  # a source that gives something, if no row, can be read
         return epoch == self._epoch and not self._stopped.is_set()
 
     def _ask_lake(self) -> None:
@@ -125,6 +129,7 @@ class _Tail:
         if self._epoch is not None and time.monotonic() - self._asked_lake <= _LAKE_S:
             return
         self._asked_lake = time.monotonic()
+        self._check_declared()
         window, lacking = self._windows.get(self._feed.name), next_read(self._store, self._feed)
         offsets = lacking.start_offsets or {}
         if self._epoch != lacking.epoch:
@@ -134,6 +139,17 @@ class _Tail:
             self._seen = {each: offset - 1 for each, offset in offsets.items()}
         if window is not None:
             window.landed_before(offsets)
+
+    def _check_declared(self) -> None:
+        """Reads no source that nobody lands any more: of a feed that was archived, or is of another source by now.
+
+        Raises:
+            ConfigError: It is not the one to be read.
+        """
+        if self._registry.get(self._feed.name).source != self._feed.source:
+            raise ConfigError(
+                f"feed {self._feed.name!r} has another source by now; start 'datalake live' again to see that"
+            )
 
 
 class _UntilStopped(ChangedBatches):

@@ -16,14 +16,23 @@ from datalake_assets.errors import ConfigError, SourceRecreated, SourceUnavailab
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.look import look
+from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.watching import watched_by
+from datalake_assets.live import tailing as live_tailing
 from datalake_assets.live.tailing import tailing
 from datalake_assets.live.window import LiveWindow, LiveWindows
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
 from datalake_assets_tests.lake.hive_tables import export, ids
 
 PATIENCE_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lake is asked often, and passes that fail are repeated soon."""
+    monkeypatch.setattr(live_tailing, "_LAKE_S", 0.2)
+    monkeypatch.setattr(live_tailing, "_FAILED_S", 0.2)
 
 
 class Growing:
@@ -60,7 +69,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_tail_shows_what_is_new_and_learns_what_others_land(tmp_path):
-    store, feed, source = open_store(str(tmp_path)), stream_feed(), Growing()
+    store, source = open_store(str(tmp_path)), Growing()
+    feed = FeedRegistry(store).add(stream_feed())
     table = HiveTable(store, feed)
     export(table, stream_of(numbered(range(5))))
     before = files(tmp_path)
@@ -87,7 +97,8 @@ def test_a_tail_shows_what_is_new_and_learns_what_others_land(tmp_path):
 
 
 def test_a_source_that_was_created_anew_is_shown_from_its_beginning_once_it_is_landed_so(tmp_path):
-    store, feed, source = open_store(str(tmp_path)), stream_feed(), Growing()
+    store, source = open_store(str(tmp_path)), Growing()
+    feed = FeedRegistry(store).add(stream_feed())
     table = HiveTable(store, feed)
     export(table, stream_of(numbered(range(5))))
     windows = LiveWindows([feed], lands=False)
@@ -110,6 +121,28 @@ def test_a_source_that_was_created_anew_is_shown_from_its_beginning_once_it_is_l
     assert shown
     assert shown.column("id").to_pylist() == [*range(5, 12), 2, 3]
     assert shown.column("_state").to_pylist() == ["seen"] * 7 + ["landed"] * 2
+
+
+def test_a_feed_that_was_archived_or_is_of_another_source_is_shown_as_that_and_read_no_more(tmp_path):
+    store, source = open_store(str(tmp_path)), Growing()
+    registry = FeedRegistry(store)
+    feed = registry.add(stream_feed())
+    windows = LiveWindows([feed], lands=False)
+    window = windows.get("s")
+    assert window
+    source.rows = 3
+    with tailing(store, (feed,), source.connect, windows):
+        eventually(lambda: window.view().totals.seen == 3)
+        registry.archive("s")
+        eventually(lambda: "feed 's' is archived" in window.view().error)
+        reads, source.rows = len(source.starts), 5
+        again = registry.restore("s")
+        eventually(lambda: window.view().totals.seen == 5)
+        assert (window.view().error, source.starts[reads]) == ("", 3)
+        other = again.model_copy(update={"source": again.source.model_copy(update={"object": "T"})})
+        registry.update(other, expected_revision=again.revision)
+        eventually(lambda: "has another source by now" in window.view().error)
+    assert window.view().totals.seen == 5
 
 
 def test_a_look_refuses_and_places_as_an_export_does(tmp_path):
