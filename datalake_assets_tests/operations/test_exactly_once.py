@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -157,9 +158,22 @@ def test_commit_that_the_database_refuses_while_others_read_is_not_taken_for_don
         reader.execute("select * from iceberg_tables").fetchall()
         refused = ask("WRITE", **written)
 
-    assert refused["error"]["code"] == "OUTCOME_UNKNOWN"
+    assert (refused["error"]["code"], refused["error"]["retryable"]) == ("UNAVAILABLE", True)
     assert stored_ids() == []
+    assert [name for name in files_below(lake) if name.endswith((".parquet", ".avro"))] == []
     assert ask("WRITE", **written)["ok"]
+    assert stored_ids() == [1]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_write_is_done_once_others_that_read_the_database_are_gone(ask, orders, stored_ids, lake):
+    with closing(sqlite3.connect(lake / "tenants/acme/catalog.sqlite", check_same_thread=False)) as reader:
+        reader.execute("begin")
+        reader.execute("select * from iceberg_tables").fetchall()
+        leaving = threading.Timer(0.1, reader.rollback)
+        leaving.start()
+        assert ask("WRITE", **orders, records=[{"id": 1}])["records_written"] == 1
+        leaving.join()
     assert stored_ids() == [1]
 
 

@@ -2,24 +2,33 @@
 
 A commit that may stand is never repeated blindly, nor taken for failed: its files would be deleted. A gateway may send
 a request twice, so that the answer is a refusal of the second; a replica or a cache may show the table as it was
-before the first. So a refusal counts once what is read shows why it was refused.
+before the first. So a refusal counts once what is read shows why it was refused. A commit that moves a branch from
+where it requires it to be can be sent again: it is made once.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException, ValidationException
 from pyiceberg.io import FileIO
 from pyiceberg.table import Table, TableProperties
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.update import AssertTableUUID, TableRequirement, TableUpdate
+from pyiceberg.table.update import (
+    AssertRefSnapshotId,
+    AssertTableUUID,
+    SetSnapshotRefUpdate,
+    TableRequirement,
+    TableUpdate,
+)
 from pyiceberg.utils.properties import property_as_bool
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_exponential
 
-from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError
+from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError, TransientStoreError
+from datalake_assets.lake.iceberg.database_catalogs import was_too_busy
 
 __all__ = ["NEWEST_FORMAT", "check_format", "commit_updates", "delete_quietly", "table_text"]
 
@@ -29,6 +38,8 @@ logger = logging.getLogger(__name__)
 NEWEST_FORMAT = 2
 #: Seconds for which a catalog that refused a commit is asked again why, if it shows the table as it was before.
 STALE_S = 3
+#: How a catalog says that a commit is none, if nothing has come between.
+_REFUSALS = (CommitFailedException, ValidationException)
 
 
 def table_text(table: Table) -> str:
@@ -67,25 +78,123 @@ def commit_updates(
         CommitConflict: A requirement does not hold; nothing was changed.
         AmbiguousWrite: The answer was lost, or contradicts what the catalog says of the table, which does not have the
             change (yet).
+        TransientStoreError: The catalog's database had no time for it; nothing was changed.
         LakeError: The table's format is too new.
     """
     check_format(table)
-    before, location = table.metadata, table.metadata_location
-    same_table = AssertTableUUID(uuid=before.table_uuid)
+    before = table.metadata
+    commit = _Commit(table, updates, (AssertTableUUID(uuid=before.table_uuid), *requirements), is_there)
     try:
-        response = table.catalog.commit_table(table, (same_table, *requirements), tuple(updates))
-    except (CommitFailedException, ValidationException) as error:
-        if not _settled_refusal(table, requirements, location, is_there, error):
+        commit.sent()
+    except _REFUSALS as error:
+        if not commit.settled_refusal(requirements, error):
             raise CommitConflict(table_text(table), f"another writer came first ({_line(error)})") from error
-    except Exception as error:
-        if not _settled(table, is_there, error):
+    _delete_old_metadata(table, before)
+
+
+class _Commit:
+    """One commit, and what became of it.
+
+    Args:
+        table: Knows the result afterwards.
+        updates: What is to change.
+        requirements: What must hold for it.
+        is_there: Whether the table, loaded again, has the change.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        updates: Sequence[TableUpdate],
+        requirements: Sequence[TableRequirement],
+        is_there: Callable[[], bool],
+    ) -> None:
+        self._table, self._location, self._is_there = table, table.metadata_location, is_there
+        self._updates, self._requirements = tuple(updates), tuple(requirements)
+
+    def sent(self) -> None:
+        """Sends it, once.
+
+        Raises:
+            CommitFailedException: The catalog refuses it, at least this time; or another one of `_REFUSALS`.
+            AmbiguousWrite: It may stand.
+            TransientStoreError: It does not stand: the catalog's database had no time for it.
+        """
+        table = self._table
+        try:
+            response = table.catalog.commit_table(table, self._requirements, self._updates)
+        except _REFUSALS:
+            raise
+        except Exception as error:
+            if self._is_settled(error):
+                return
+            if was_too_busy(table.catalog, error):
+                reason = "another process keeps the catalog's database locked; nothing was committed"
+                raise TransientStoreError(table_text(table), reason) from error
             raise AmbiguousWrite(table_text(table), f"the catalog's answer was lost ({_line(error)})") from error
-    else:
         table.metadata, table.metadata_location = response.metadata, response.metadata_location
         late = AmbiguousWrite(table_text(table), "the catalog's answer lacks what it says it has committed")
-        if not is_there() and not _settled(table, is_there, late):
+        if not self._is_there() and not self._is_settled(late):
             raise late
-    _delete_old_metadata(table, before)
+
+    def settled_refusal(self, requirements: Sequence[TableRequirement], error: Exception) -> bool:
+        """Whether it stands though it was refused: a gateway that sends a request twice gets that the second time.
+
+        What is read has to show why it was refused. If it does not, it is of before (a replica's, a cache's), or the
+        catalog was busy; which of these, it says itself when it is asked again, of a commit that cannot be made twice.
+        """
+
+        def look() -> bool | None:
+            if self._is_settled(error):
+                return True
+            if not self._is_of_before(requirements):
+                return False
+            if self._is_made_once:
+                with suppress(*_REFUSALS):
+                    self.sent()
+                    return True
+            return None
+
+        looks = Retrying(
+            retry=retry_if_result(lambda found: found is None),
+            stop=stop_after_delay(STALE_S),
+            wait=wait_exponential(0.02, max=1),
+            retry_error_callback=lambda _: None,
+        )
+        found: bool | None = looks(look)
+        if found is None:
+            reason = f"the catalog refused the commit, and shows the table as it was before ({_line(error)})"
+            raise AmbiguousWrite(table_text(self._table), reason) from error
+        return found
+
+    @property
+    def _is_made_once(self) -> bool:
+        """Whether it moves a branch from where it requires it to be, so that a repetition of it is refused."""
+        moved = {each.ref_name: each.snapshot_id for each in self._updates if isinstance(each, SetSnapshotRefUpdate)}
+        return any(
+            isinstance(each, AssertRefSnapshotId) and moved.get(each.ref, each.snapshot_id) != each.snapshot_id
+            for each in self._requirements
+        )
+
+    def _is_of_before(self, requirements: Sequence[TableRequirement]) -> bool:
+        """Whether nothing speaks against a commit that was refused, in a table that was loaded again."""
+        table = self._table
+        if isinstance(table.catalog, SqlCatalog) and table.metadata_location != self._location:
+            return False  # a database is read as it is, and refuses whatever was built on other metadata
+        try:
+            for each in requirements:
+                each.validate(table.metadata)
+        except CommitFailedException:
+            return False
+        return bool(requirements)
+
+    def _is_settled(self, error: Exception) -> bool:
+        try:
+            self._table.refresh()
+        except Exception as unreachable:
+            reason = f"the catalog's answer was lost ({_line(error)})"
+            raise AmbiguousWrite(table_text(self._table), reason) from unreachable
+        return self._is_there()
 
 
 def delete_quietly(io: FileIO, paths: Iterable[str]) -> None:
@@ -95,55 +204,6 @@ def delete_quietly(io: FileIO, paths: Iterable[str]) -> None:
             io.delete(path)
         except Exception as error:  # noqa: BLE001  each file system has errors of its own
             logger.warning("%s could not be deleted, and is left for the removal of orphans: %s", path, _line(error))
-
-
-def _settled_refusal(
-    table: Table,
-    requirements: Sequence[TableRequirement],
-    location: str,
-    is_there: Callable[[], bool],
-    error: Exception,
-) -> bool:
-    """Whether a commit stands though it was refused: a gateway that sends a request twice gets that the second time.
-
-    What is read has to show why it was refused. If it does not, it is of before (a replica's, a cache's), and whether
-    the commit stands is known to nobody who reads that.
-    """
-
-    def look() -> bool | None:
-        return _settled(table, is_there, error) or (None if _is_of_before(table, requirements, location) else False)
-
-    looks = Retrying(
-        retry=retry_if_result(lambda found: found is None),
-        stop=stop_after_delay(STALE_S),
-        wait=wait_exponential(0.02, max=1),
-        retry_error_callback=lambda _: None,
-    )
-    found: bool | None = looks(look)
-    if found is None:
-        reason = f"the catalog refused the commit, and shows the table as it was before ({_line(error)})"
-        raise AmbiguousWrite(table_text(table), reason) from error
-    return found
-
-
-def _is_of_before(table: Table, requirements: Sequence[TableRequirement], location: str) -> bool:
-    """Whether nothing speaks against a commit that was refused, in a table that was loaded again."""
-    if isinstance(table.catalog, SqlCatalog) and table.metadata_location != location:
-        return False  # a database is read as it is, and refuses whatever was built on other metadata
-    try:
-        for each in requirements:
-            each.validate(table.metadata)
-    except CommitFailedException:
-        return False
-    return bool(requirements)
-
-
-def _settled(table: Table, is_there: Callable[[], bool], error: Exception) -> bool:
-    try:
-        table.refresh()
-    except Exception as unreachable:
-        raise AmbiguousWrite(table_text(table), f"the catalog's answer was lost ({_line(error)})") from unreachable
-    return is_there()
 
 
 def _line(error: BaseException) -> str:

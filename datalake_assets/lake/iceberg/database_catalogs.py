@@ -7,6 +7,7 @@ reads what was never committed: a commit that is looked for in the catalog would
 
 from __future__ import annotations
 
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Self, TypeVar, cast
@@ -25,7 +26,7 @@ from sqlalchemy import event
 
 from datalake_assets.lake.iceberg.bounded_catalogs import bound_database
 
-__all__ = ["DatabaseCatalog", "RememberingCatalog", "made_beside_others"]
+__all__ = ["DatabaseCatalog", "RememberingCatalog", "made_beside_others", "was_too_busy"]
 
 #: Tables whose metadata is kept at hand; a kilobyte for each snapshot.
 REMEMBERED = 8
@@ -38,6 +39,17 @@ def _roll_back(connection: Any, *_: object) -> None:
     """Ends a transaction that SQLAlchemy believes to be over; of drivers that say whether there is one."""
     if getattr(connection, "in_transaction", False):
         connection.rollback()
+
+
+def was_too_busy(catalog: Catalog, error: Exception) -> bool:
+    """Whether a commit to a catalog in SQLite failed since others read or wrote for longer than a writer waits.
+
+    SQLite says so before it changes anything, also of a COMMIT, whose transaction stays open (SQLite, "Transaction":
+    "attempting to COMMIT … might also result in an SQLITE_BUSY"); it was rolled back by the time that this is asked.
+    """
+    driver = getattr(error, "orig", None) if isinstance(error, sqlalchemy.exc.OperationalError) else None
+    code = getattr(driver, "sqlite_errorcode", 0) & 0xFF  # the rest says more of it
+    return isinstance(catalog, DatabaseCatalog) and code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 class DatabaseCatalog(SqlCatalog):

@@ -25,7 +25,14 @@ from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
-from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError, LakeUnavailable
+from datalake_assets.errors import (
+    AmbiguousWrite,
+    CommitConflict,
+    ConfigError,
+    LakeError,
+    LakeUnavailable,
+    TransientStoreError,
+)
 from datalake_assets.lake.iceberg.catalog_commits import delete_quietly
 from datalake_assets.lake.iceberg.iceberg_catalogs import catalog_failures
 from datalake_assets.lake.iceberg.manifests import Manifests
@@ -182,9 +189,10 @@ class RecordAppend:
             PartitionTooLong: A value is too long to partition by.
             CommitConflict: Other writers came first every time; nothing was written.
             AmbiguousWrite: It may have been written: only a repetition with the same key is safe.
+            TransientStoreError: Somebody kept the catalog's database locked all the time; nothing was written.
         """
         waiting = Retrying(
-            retry=retry_if_exception_type((CommitConflict, AmbiguousWrite)),
+            retry=retry_if_exception_type((CommitConflict, AmbiguousWrite, TransientStoreError)),
             stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(_TIMEOUT_S),
             wait=wait_random_exponential(multiplier=_WAIT_S, max=_LONGEST_WAIT_S),
             reraise=True,
@@ -205,7 +213,7 @@ class RecordAppend:
         """One attempt; after a lost answer, whoever cannot look for what was written does not know."""
         try:
             return self._tried(again=again)
-        except (AmbiguousWrite, LakeUnavailable) as error:
+        except (AmbiguousWrite, LakeUnavailable, TransientStoreError) as error:
             if not self._may_land_late:
                 raise
             raise AmbiguousWrite(

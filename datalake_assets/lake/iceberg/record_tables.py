@@ -23,7 +23,7 @@ from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.types import IcebergType, ListType
 
 from datalake_assets.core.compaction.plan import CompactionRules
-from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError
+from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError, TransientStoreError
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots, remove_orphans
 from datalake_assets.lake.iceberg.iceberg_planning import why_too_new
@@ -410,6 +410,8 @@ class RecordTable:
                 yield
         except CommitConflict as error:
             raise CommitConflict(self.name, "others changed the table at the same time") from error
+        except TransientStoreError as error:
+            raise TransientStoreError(self.name, "the catalog was locked all the time; nothing was changed") from error
         except AmbiguousWrite as error:
             raise AmbiguousWrite(
                 self.name, "the catalog's answer was lost; the rows are the same in either case", cure="ask again"

@@ -46,7 +46,7 @@ from pyiceberg.table.update import (
     TableUpdate,
 )
 
-from datalake_assets.errors import CommitConflict, LakeError
+from datalake_assets.errors import CommitConflict, LakeError, TransientStoreError
 from datalake_assets.lake.iceberg.catalog_commits import check_format, commit_updates, delete_quietly, table_text
 from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter, Manifests, schema_of_spec
 
@@ -114,6 +114,7 @@ def commit_change(
         CommitConflict: Another writer has committed, or a file to remove is not there. Nothing was changed.
         AmbiguousWrite: The catalog's answer was lost, and the table does not have the snapshot (yet). Nothing may be
             deleted.
+        TransientStoreError: The catalog's database was locked all the time. Nothing was changed.
         LakeError: The table's format is too new.
     """
     check_format(table)
@@ -143,7 +144,7 @@ def commit_change(
 
     try:
         commit_updates(table, updates, requirements, is_there=is_there)
-    except CommitConflict:
+    except (CommitConflict, TransientStoreError):
         delete_quietly(table.io, builder.written)
         raise
     logger.info(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException
@@ -10,10 +13,13 @@ from pyiceberg.manifest import DataFile, ManifestContent, ManifestWriterV2, writ
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table.snapshots import Operation, Summary, update_snapshot_summaries
+from pyiceberg.table.update import AssertCurrentSchemaId, SetPropertiesUpdate
 from pyiceberg.transforms import IdentityTransform
 
-from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError
+from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError, TransientStoreError
 from datalake_assets.lake.iceberg import catalog_commits, transactions
+from datalake_assets.lake.iceberg.catalog_commits import commit_updates
+from datalake_assets.lake.iceberg.database_catalogs import DatabaseCatalog
 from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter, entries_of
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets_tests.lake.iceberg.iceberg_tables import (
@@ -175,6 +181,58 @@ def test_a_refusal_that_nothing_explains_is_none(catalog, monkeypatch):
 
     assert ids(catalog.load_table("n.t")) == [0, 1, 2, 3]
     assert before < files_on_disk(table)
+
+
+def test_a_refusal_of_a_catalog_that_was_busy_is_settled_by_asking_it_again(catalog, monkeypatch):
+    monkeypatch.setattr(catalog_commits, "STALE_S", 600)
+    table, asked = create(catalog), []
+    commit_table = catalog.commit_table
+
+    def busy_at_first(*given):
+        asked.append(given)
+        if len(asked) < 3:
+            raise CommitFailedException("the table is being changed")
+        return commit_table(*given)
+
+    monkeypatch.setattr(catalog, "commit_table", busy_at_first)
+    append(table, 0)
+    assert ids(table) == ids(catalog.load_table("n.t")) == [0, 1, 2, 3]
+    assert (len(asked), len(table.snapshots())) == (3, 1)
+
+
+def test_a_refused_change_that_could_be_made_twice_is_not_sent_again(catalog, monkeypatch):
+    monkeypatch.setattr(catalog_commits, "STALE_S", 0.1)
+    table, asked = create(catalog), []
+
+    def refuse(*given):
+        asked.append(given)
+        raise CommitFailedException("the table is being changed")
+
+    monkeypatch.setattr(catalog, "commit_table", refuse)
+    updates = [SetPropertiesUpdate(updates={"a": "b"})]
+    with pytest.raises(AmbiguousWrite, match="shows the table as it was before"):
+        commit_updates(table, updates, [AssertCurrentSchemaId(current_schema_id=0)], is_there=lambda: False)
+    assert len(asked) == 1
+
+
+def test_a_commit_that_sqlite_refuses_while_others_read_is_known_not_to_stand(tmp_path):
+    with closing(
+        DatabaseCatalog("lake", uri=f"sqlite:///{tmp_path}/c.db?timeout=0", warehouse=f"file://{tmp_path}/w")
+    ) as catalog:
+        catalog.create_namespace("n")
+        table = create(catalog)
+        files = written(table, 0, 2)
+        before = files_on_disk(table)
+        with closing(sqlite3.connect(tmp_path / "c.db", isolation_level=None)) as reader:
+            reader.execute("begin")
+            reader.execute("select * from iceberg_tables").fetchall()
+            with pytest.raises(TransientStoreError, match="keeps the catalog's database locked; nothing was committed"):
+                commit_change(table, TableChange(Operation.APPEND, files))
+        left = {each.name.partition(".")[2] for each in files_on_disk(table) - before}
+        assert left == {"metadata.json"}  # upstream's, of a commit that is none
+        assert ids(catalog.load_table("n.t")) == []
+        commit_change(table, TableChange(Operation.APPEND, files))
+        assert ids(catalog.load_table("n.t")) == [0, 1]
 
 
 def test_an_answer_without_the_commit_is_not_taken_for_it(catalog, monkeypatch):
