@@ -2,13 +2,15 @@
 
 A server that takes the connection and says nothing is as good as none, and so is one that says a byte a minute. So an
 exchange has a time to be over in, whoever is on the other side; after that the connection is shut down, which ends the
-wait for it in whichever thread.
+wait for it in whichever thread. Who finds a catalog silent has waited for all who ask soon after: a lake may have a
+hundred tables there, and other feeds are not to wait for each of them.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,7 +20,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.rest import RestCatalog
 from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
-from requests.exceptions import ReadTimeout, RequestException
+from requests.exceptions import ReadTimeout, RequestException, Timeout
 from requests.utils import select_proxy
 from sqlalchemy import Engine, event
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -48,10 +50,27 @@ class BoundedRestCatalog(RestCatalog):
         requests.exceptions.RequestException: It took longer, of every method.
     """
 
+    #: Until when it counts as silent.
+    _silent_until = 0.0
+
     def _config_headers(self, session: Session) -> None:
         """Bounds a session that is new: tokens are asked for by it before upstream hands it on."""
-        session.send = partial(_sent, session, session.send)  # type: ignore[method-assign]  # adapters are mounted later
+        session.send = partial(self._sent, session, session.send)  # type: ignore[method-assign]  # adapters come later
         super()._config_headers(session)
+
+    def _sent(self, session: Session, send: Any, request: PreparedRequest, **options: Any) -> Response:
+        """What `requests.Session.send` gives, in time; at once where it was silent just now."""
+        began = time.monotonic()
+        if began < self._silent_until:
+            raise ReadTimeout(
+                f"{str(request.url).partition('?')[0]} was silent a moment ago, and is not asked again yet"
+            )
+        try:
+            return _sent(session, send, request, **options)
+        except Timeout:
+            ended = time.monotonic()
+            self._silent_until = 2 * ended - began  # believed for as long as it took
+            raise
 
 
 def bounded_glue(name: str, properties: dict[str, Any]) -> Catalog:

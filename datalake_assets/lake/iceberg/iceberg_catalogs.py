@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ from pyiceberg.table import StaticTable, Table
 from pyiceberg.utils.config import Config
 from sqlalchemy.orm import Session
 
-from datalake_assets.errors import ConfigError, LakeError, LakeUnavailable, TransientStoreError
+from datalake_assets.errors import ConfigError, DatalakeError, LakeError, LakeUnavailable, TransientStoreError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import IcebergTableSource
 from datalake_assets.lake.iceberg.bounded_catalogs import BoundedRestCatalog, bound_database, bounded_glue
@@ -233,20 +234,22 @@ class _Opening:
     """A catalog that is opened once, whoever asks for it, while others are opened beside it."""
 
     def __init__(self) -> None:
-        self._lock, self._catalog = threading.Lock(), None  # type: tuple[threading.Lock, Catalog | None]
-        self._failures: list[LakeError | ConfigError] = []
+        self._lock = threading.Lock()
+        self._catalog: Catalog | None = None
+        self._failure: tuple[float, DatalakeError] | None = None
 
     def opened(self, make: Callable[[], Catalog]) -> Catalog:
-        """The catalog; who waited for somebody else's attempt fails as that did, and does not wait all over again."""
-        failed = len(self._failures)
+        """The catalog; a failure is believed for as long as it took: who asks within that time does not wait, too."""
         with self._lock:
+            began = time.monotonic()
+            if self._failure is not None and began < self._failure[0]:
+                raise self._failure[1]
             if self._catalog is None:
-                if len(self._failures) > failed:
-                    raise self._failures[-1]
                 try:
                     self._catalog = make()
                 except (LakeError, ConfigError) as error:
-                    self._failures.append(error)
+                    ended = time.monotonic()
+                    self._failure = 2 * ended - began, error
                     raise
             return self._catalog
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pyiceberg.catalog import sql as catalogs_in_databases
@@ -15,7 +16,7 @@ from sqlalchemy import create_engine
 
 from datalake_assets.errors import TransientStoreError
 from datalake_assets.feed_sources import IcebergTableSource
-from datalake_assets.lake.iceberg import bounded_catalogs
+from datalake_assets.lake.iceberg import bounded_catalogs, iceberg_catalogs
 from datalake_assets.lake.iceberg.iceberg_catalogs import load_others_table, load_table, open_catalog
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
@@ -164,6 +165,32 @@ def test_a_catalog_in_a_database_that_falls_silent_is_given_up(tmp_path, postgre
         holder.close()
     assert load_table(store, stream_feed(format="iceberg")) is None
     open_catalog(store).close()
+
+
+def test_a_catalog_that_falls_silent_is_waited_for_once_and_not_by_each_of_its_tables(tmp_path, monkeypatch):
+    now, asked = [0.0], []
+    for module in (bounded_catalogs, iceberg_catalogs):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def attend(connection: socket.socket, over: threading.Event) -> None:
+        asked.append(connection.recv(65536).partition(b"\r\n")[0])
+        if b"/v1/config" in asked[-1]:
+            connection.sendall(CONFIG)
+        else:
+            now[0] += 10
+            over.wait(HELD_S)
+
+    feed = stream_feed(format="iceberg")
+    with server(attend) as port:
+        store = lake(tmp_path, f"http://127.0.0.1:{port}")
+        with pytest.raises(TransientStoreError, match="timed out"):
+            load_table(store, feed)
+        with pytest.raises(TransientStoreError, match="was silent a moment ago"):
+            load_table(store, feed)
+        now[0] += 10
+        with pytest.raises(TransientStoreError, match="timed out"):
+            load_table(store, feed)
+    assert [each.split(b" ")[0] for each in asked] == [b"GET"] * 3  # the settings, and a table twice
 
 
 def test_tables_of_other_catalogs_are_loaded_while_one_catalog_is_waited_for(tmp_path, monkeypatch):
