@@ -40,6 +40,7 @@ class Inputs:
         adopted: Other writers change the folder too: a file counts only if it still has its ETag.
         may_copy: The store may copy row groups without our reading them.
         made: Names of the files that this compaction has made itself.
+        merged_bytes: Other files up to this size are merged in any case, which takes all of their bytes at once.
 
     Attributes:
         files: The inputs.
@@ -56,12 +57,13 @@ class Inputs:
         adopted: bool,
         may_copy: bool,
         made: Collection[str] = (),
+        merged_bytes: int = 0,
     ) -> None:
         self._store, self._key_of, self._listed = store, key_of, list(files)
         self._adopted, self._made = adopted, made
         self.checksums: dict[str, str] = {}
         is_remote = "://" in store.uri
-        self._whole_bytes = WHOLE_LOCAL_BYTES
+        self._whole_bytes, self._merged_bytes = WHOLE_LOCAL_BYTES, merged_bytes
         if is_remote:
             self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if may_copy else WHOLE_BYTES
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
@@ -78,16 +80,21 @@ class Inputs:
     def _input(self, index: int, file: DataFile) -> Input:
         copy_source = (self._key_of(file.name), file.etag) if file.name in self._copyable else None
         opener, on_checksum = partial(self._open, index), None
-        if self._adopted and self._pool is None and file.size_bytes > self._whole_bytes:
+        if self._adopted and self._pool is None and not self._is_fetched(file):
             on_checksum = partial(self.checksums.__setitem__, file.name)
         return Input(file, opener, copy_source, is_encoded=file.name in self._made, on_checksum=on_checksum)
+
+    def _is_fetched(self, file: DataFile) -> bool:
+        """Whether it comes in one piece."""
+        limit_bytes = self._whole_bytes if file.name in self._made else max(self._whole_bytes, self._merged_bytes)
+        return file.size_bytes <= limit_bytes
 
     def _by_etag(self) -> tuple[Collection[str], set[str]]:
         """Files whose ranges the store may copy, by their ETag; and those with a checksum that have another by now.
 
         In a lake that was copied, all may have another: then the files are read, and compared with their checksums.
         """
-        large = [file for file in self._listed if file.etag and file.size_bytes > self._whole_bytes]
+        large = [file for file in self._listed if file.etag and not self._is_fetched(file)]
         etags = {self._key_of(file.name): file.etag for file in large}
         changed = set(self._store.changed(etags)) if etags else set()
         copyable = [file.name for file in large if self._key_of(file.name) not in changed]
@@ -107,7 +114,7 @@ class Inputs:
 
     def _open(self, index: int) -> pa.NativeFile:
         file = self._listed[index]
-        if file.size_bytes > self._whole_bytes:
+        if not self._is_fetched(file):
             return self._in_place(file)
         if self._pool is None:
             return pa.BufferReader(self._fetch(file))
@@ -122,7 +129,7 @@ class Inputs:
             budget -= file.size_bytes
             if budget < 0 and following > index:
                 return
-            if file.size_bytes <= self._whole_bytes and following not in self._ahead:
+            if self._is_fetched(file) and following not in self._ahead:
                 self._ahead[following] = pool.submit(self._fetch, file)
 
     def _fetch(self, file: DataFile) -> bytes | pa.Buffer:

@@ -136,6 +136,7 @@ class RewriteJob:
             adopted=self.adopted,
             may_copy=self.may_copy,
             made=self.made,
+            merged_bytes=self.settings.parquet.row_group_bytes if self.settings.kernel == "reencode" else 0,
         )
         with closing(inputs), span("rewrite", files=len(files)):
             done = rewrite(

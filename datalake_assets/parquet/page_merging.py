@@ -161,7 +161,7 @@ class Merger:
         )
 
     def look(
-        self, given: Input, data: pa.Buffer, like: Shape, are_large: Callable[[int, int, int], bool]
+        self, given: Input, data: pa.Buffer, like: Shape, may_be_copied: Callable[[int, int, int], bool]
     ) -> WholeFile | None:
         """A file as it is to be merged; None if it needs a closer look than the kernel's, or is to be copied.
 
@@ -172,15 +172,15 @@ class Merger:
             given: The input.
             data: All of its bytes.
             like: The shape of another input.
-            are_large: Says by a file's bytes, those before compression, and row groups whether these are so large that
-                they may be copied.
+            may_be_copied: Says by a file's bytes, those before compression, and row groups whether these may be copied.
         """
         file = given.file
         (found,) = self._kernel.check([Part(data, rows=file.rows)], time_leaf=self._time_leaf)
         has_more = found.has_bloom or found.has_chunk_key_values or like.chunk_values
         is_unsure = found.has_repeated or found.unstated_dictionary or found.plain_bytes > self._row_bytes
-        is_copied = are_large(file.size_bytes, found.plain_bytes, found.row_groups)
-        if found.refused or has_more or is_unsure or is_copied or data.size != file.size_bytes:
+        is_copied = may_be_copied(file.size_bytes, found.plain_bytes, found.row_groups)
+        is_large = max(file.size_bytes, found.plain_bytes // LARGER) > self._row_group_bytes
+        if found.refused or has_more or is_unsure or is_copied or is_large or data.size != file.size_bytes:
             return None
         schema, texts = (bytes(data[at : at + size]) for at, size in (found.schema, found.key_values))
         if schema != self._form.model.schema:

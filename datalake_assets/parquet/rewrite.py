@@ -245,7 +245,7 @@ class _Pass(Generic[FinishedT]):
         if stated and self._queue is not None and self._queue.merges:
             native = given.opened()
             data = native.read_buffer() if isinstance(native, pa.BufferReader) else None
-            found = self._queue.look(given, data, self._shape, self._are_large) if data is not None else None
+            found = self._queue.look(given, data, self._shape, self._may_be_copied) if data is not None else None
             if found is not None:
                 self._note(found.key_values)
                 self._queue.add_file(found)
@@ -352,6 +352,10 @@ class _Pass(Generic[FinishedT]):
         return bool(row_groups) and (
             size_bytes >= row_groups * self._settings.copy_bytes or plain_bytes >= row_groups * as_large_as_ours
         )
+
+    def _may_be_copied(self, size_bytes: int, plain_bytes: int, row_groups: int) -> bool:
+        """The same of a file that nobody has encoded as wanted."""
+        return self._settings.kernel != "reencode" and self._are_large(size_bytes, plain_bytes, row_groups)
 
     def _fits_as_it_is(self, footer: Footer) -> bool:
         self._like = self._like or footer

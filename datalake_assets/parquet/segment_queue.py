@@ -78,10 +78,10 @@ class SegmentQueue:
         self.flush()
 
     def look(
-        self, given: Input, data: pa.Buffer, like: Shape, are_large: Callable[[int, int, int], bool]
+        self, given: Input, data: pa.Buffer, like: Shape, may_be_copied: Callable[[int, int, int], bool]
     ) -> WholeFile | None:
         """A file for `add_file`, without opening it; None if that does not do, see `Merger.look`."""
-        return self._merger.look(given, data, like, are_large) if self._merger is not None else None
+        return self._merger.look(given, data, like, may_be_copied) if self._merger is not None else None
 
     def whole(self, source: OpenInput) -> WholeFile | None:
         """An input for `add_file`, which may be closed then; None if its rows have to be decoded.

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.lake import compaction
+from datalake_assets.lake import compaction, compaction_inputs
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.parquet import rewrite_settings, segments
@@ -253,6 +253,24 @@ def test_what_several_groups_became_is_merged_without_encoding_it_again(store, m
     assert report.files_compacted > 12
     assert (sum(encoded), len(encoded) > 1) == (ROWS, True)
     assert ids(table) == folder_ids(store, FOLDER) == list(range(ROWS))
+
+
+def test_files_that_are_merged_in_any_case_are_read_in_one_piece(store, monkeypatch):
+    """Large ones, too; but for what the compaction has made itself, whose row groups are copied."""
+    for name in ("WHOLE_LOCAL_BYTES", "WHOLE_BYTES", "WHOLE_UNLESS_COPIED_BYTES"):
+        monkeypatch.setattr(compaction_inputs, name, 0)
+    in_place, opened = [], compaction_inputs.Inputs._in_place
+    monkeypatch.setattr(
+        compaction_inputs.Inputs, "_in_place", lambda self, file: in_place.append(file.name) or opened(self, file)
+    )
+    table = with_files(store, 12, compaction={"kernel": "reencode"})
+    files = manifest(table).files
+    size = sum(file.size_bytes for file in files[:4])
+    report = table.compact(DAY, CompactionRequest(force=True, target_file_bytes=size))
+    assert report.files_compacted > 12
+    assert in_place
+    assert {file.name for file in files}.isdisjoint(in_place)
+    assert ids(table) == list(range(ROWS))
 
 
 def test_rows_are_sorted_where_the_feed_asks_for_it(store):

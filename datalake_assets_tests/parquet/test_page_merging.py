@@ -409,6 +409,22 @@ def test_small_files_are_not_opened_one_by_one(opened):
     assert read(result).equals(pa.concat_tables(tables))
 
 
+def test_files_whose_row_groups_are_not_copied_are_not_opened_either_however_large_these_are(opened):
+    noise = np.random.default_rng(0).bytes(5 << 20)
+    tables = [events(i, 1, blob=pa.array([noise], pa.binary())) for i in range(4)]
+    result = rewritten(inputs(*tables), replace(SETTINGS, kernel="reencode"))
+    assert (result.merged, result.copied, opened[0]) == (2, 0, ["f0"])
+    assert read(result).equals(pa.concat_tables(tables))
+
+
+def test_file_that_is_too_large_for_a_row_group_is_opened_though_its_bytes_are_few(opened):
+    zeros = pa.array([bytes(48 << 20)], pa.binary())
+    tables = [events(i, 1, blob=zeros) for i in range(2)]
+    result = rewritten(inputs(*tables), replace(SETTINGS, kernel="reencode"))
+    assert {*opened[0]} == {"f0", "f1"}
+    assert read(result).equals(pa.concat_tables(tables))
+
+
 @pytest.mark.parametrize("verify", ["full", "pages"])
 @pytest.mark.parametrize(("more", "decoded"), [({}, []), ({"list": [[1]]}, ["f0", "f1", "f2"])], ids=["flat", "lists"])
 def test_files_of_others_are_read_natively_before_they_are_copied_and_by_arrow_if_they_have_lists(
