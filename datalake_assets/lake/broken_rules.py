@@ -19,7 +19,15 @@ from datalake_assets.core.rules import DATA, RuleCount, columns_of, counting_que
 from datalake_assets.core.schema import RESERVED_NAMES
 from datalake_assets.errors import ConfigError, InvalidFeed, SnapshotExpired
 from datalake_assets.feed import Feed
-from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlSession, SqlTimedOut, message_of, open_session
+from datalake_assets.lake.sql_gate import (
+    SqlLimits,
+    SqlRefused,
+    SqlSession,
+    SqlTimedOut,
+    check_query,
+    message_of,
+    open_session,
+)
 from datalake_assets.lake.sql_views import as_taken, hide, show
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.lake.watching import MARKS
@@ -48,6 +56,12 @@ def count_broken(
     """Counts the rows that break rules, in a session that sees the rows and neither files nor the network."""
     per_feed = [rule for rule in rules if isinstance(rule, UniqueRule) and rule.across == "feed"]
     per_partition = [rule for rule in rules if rule not in per_feed]
+    try:
+        for rule in rules:
+            if isinstance(rule, SqlRule):
+                _checked(rule)
+    except _Unevaluated as error:
+        raise _error(table, error.rules, error) from error
     # a query is part of a feed's declaration: it sees the rows, and neither files nor the network
     with open_session(limits=LIMITS) as session:
         for key in table.snapshot().keys if keys is None else keys:
@@ -96,7 +110,7 @@ def refuse_misfits(feed: Feed, schema: pa.Schema | None) -> None:
 
 def _ask(session: SqlSession, rule: Rule, schema: pa.Schema | None) -> None:
     if isinstance(rule, SqlRule):
-        _checked(session, rule)
+        _checked(rule)
     if isinstance(rule, RegexRule):
         _numbers(session, [rule], f"SELECT regexp_full_match('', {literal(rule.pattern)})::INT")
     if schema is None:
@@ -155,9 +169,7 @@ def _counted(
             rows, broken = _evaluate(session, rules)
         except (_Unevaluated, duckdb.Error) as error:
             if not snapshot.has_expired():
-                which = _names(error.rules if isinstance(error, _Unevaluated) else rules)
-                reason = message_of(error)
-                raise ConfigError(f"{which} of feed {table.feed.name!r} cannot be evaluated: {reason}") from error
+                raise _error(table, error.rules if isinstance(error, _Unevaluated) else rules, error) from error
         else:
             return [(rule, RuleCount(key, rows, count)) for rule, count in broken]
         finally:
@@ -191,15 +203,15 @@ def _evaluate(
             broken += zip([rule], _numbers(session, [rule], repeats_query(rule), timeout_s=timeout_s), strict=True)
         elif isinstance(rule, SqlRule):
             # a view takes the query as it is, with its semicolon and its comments
-            view = f"CREATE OR REPLACE TEMP VIEW {BROKEN} AS {_checked(session, rule)}"
+            view = f"CREATE OR REPLACE TEMP VIEW {BROKEN} AS {_checked(rule)}"
             query = f"SELECT count(*) FROM {BROKEN}"  # noqa: S608  our own name
             broken += zip([rule], _numbers(session, [rule], view, query, timeout_s=timeout_s), strict=True)
     return rows, broken
 
 
-def _checked(session: SqlSession, rule: SqlRule) -> str:
+def _checked(rule: SqlRule) -> str:
     try:
-        return session.check(rule.query).text
+        return check_query(rule.query).text
     except SqlRefused as error:
         raise _Unevaluated([rule], error.reason) from error
 
@@ -237,5 +249,6 @@ def _check_columns(rules: Iterable[Rule], columns: Sequence[str]) -> None:
                 raise ConfigError(f"rule {rule.check_name!r} names column {column!r}; the feed has {known}")
 
 
-def _names(rules: Sequence[Rule]) -> str:
-    return f"rule {', '.join(repr(rule.check_name) for rule in rules)}"
+def _error(table: TableReader, rules: Sequence[Rule], cause: Exception) -> ConfigError:
+    names = ", ".join(repr(rule.check_name) for rule in rules)
+    return ConfigError(f"rule {names} of feed {table.feed.name!r} cannot be evaluated: {message_of(cause)}")

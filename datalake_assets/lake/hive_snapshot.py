@@ -141,8 +141,8 @@ class HiveSnapshot:
     def _load(self, keys: Sequence[str]) -> list[Manifest]:
         """Manifests; those that are not known yet are read several at once."""
         unread = [key for key in dict.fromkeys(keys) if key not in self._manifests]
-        if len(unread) == 1:
-            self._manifests[unread[0]] = self._read(unread[0])
+        if len(unread) == 1 or "://" not in self._folder.store.uri:  # threads take longer than a disk
+            self._manifests.update((key, self._read(key)) for key in unread)
         elif unread:
             with ThreadPoolExecutor(THREADS) as pool:
                 self._manifests.update(zip(unread, pool.map(self._read, unread), strict=True))

@@ -102,6 +102,8 @@ class FileBeside(Protocol):
 class RollingWriter(Generic[FinishedT]):
     """Writes record batches into files by partition; encodes in a thread of its own while the caller reads on.
 
+    What is little enough to be encoded at the end alone is encoded by whoever closes.
+
     Args:
         schema: Schema of all batches.
         settings: How files are written.
@@ -113,7 +115,7 @@ class RollingWriter(Generic[FinishedT]):
             that is nothing. Each finished file says its text.
         beside: Begins a second file of the same rows, of another format, by partition key and the name of the first.
         metadata: Gives the key-value metadata of a file's footer by partition key, when the file is finished; called
-            in the encoder's thread.
+            in the encoder's thread, if there is one.
         bounds: Limits of memory and open files; by default also wide enough for two row groups.
         clock: Seconds, monotonic.
     """
@@ -144,6 +146,7 @@ class RollingWriter(Generic[FinishedT]):
         self._encodings: Encodings | None = None
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="parquet-encoder")
         self._jobs: deque[tuple[Future[None], int]] = deque()
+        self._has_all = self._has_thread = False
         self._buffered_bytes = self._waiting_bytes = self._row_groups = 0
         self.bytes_written = 0
 
@@ -173,11 +176,15 @@ class RollingWriter(Generic[FinishedT]):
 
     def close(self) -> Mapping[str, list[tuple[FinishedT, DataFile]]]:
         """Finishes all files and returns them by partition key; partitions without rows have none."""
+        self._has_all = True
         for place in list(self._buffers):
             self._flush(place)
         while self._jobs:
             self._await_oldest()
-        self._encoder.submit(self._finish_all).result()
+        if self._has_thread:
+            self._encoder.submit(self._finish_all).result()
+        else:
+            self._finish_all()
         self._encoder.shutdown()
         return self._finished
 
@@ -225,6 +232,10 @@ class RollingWriter(Generic[FinishedT]):
         self._submit(lambda: self._encode(place, buffer), buffer.size_bytes)
 
     def _submit(self, job: Callable[[], None], size_bytes: int) -> None:
+        if self._has_all and not self._has_thread:  # nobody reads on meanwhile, and a thread takes a millisecond
+            job()
+            return
+        self._has_thread = True
         while self._jobs and (len(self._jobs) > WAITING or self._jobs[0][0].done()):
             self._await_oldest()
         self._jobs.append((self._encoder.submit(job), size_bytes))
@@ -235,7 +246,7 @@ class RollingWriter(Generic[FinishedT]):
         job.result()
         self._waiting_bytes -= size_bytes
 
-    # What follows runs in the encoder's thread.
+    # What follows runs in the encoder's thread, if there is one.
 
     def _encode(self, place: _Place, buffer: _Buffer) -> None:
         file = self._file(place)

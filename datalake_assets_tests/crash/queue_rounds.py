@@ -13,6 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,16 +127,27 @@ class QueueRounds:
         forker: Starts the workers.
         seed: Of what is drawn.
         load: How much.
+        server: One that others use too; by default one of its own.
     """
 
     #: Those of which enough are killed in a full campaign; the others happen seldom.
     steps = tuple(f"{owner.__name__}.{name}" for owner, name in OPERATIONS if name not in SELDOM)
 
-    def __init__(self, lakes: str, forker: Forker, *, seed: int = 0, load: Load, endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        lakes: str,
+        forker: Forker,
+        *,
+        seed: int = 0,
+        load: Load,
+        server: SqsServer | None = None,
+        endpoint: str | None = None,
+    ) -> None:
         assert endpoint is None, "the queue's campaign works on a local lake"
         self._lake, self._forker, self._load, self._rng = f"{lakes}/queue", forker, load, random.Random(seed)
         Path(self._lake).mkdir()
-        self._server = SqsServer().__enter__()
+        self._own = ExitStack()
+        self._server = server or self._own.enter_context(SqsServer())
         #: How many at the most: until enough were killed.
         self.rounds = 10 * load.deaths
         self.hits: Counter[str] = Counter()
@@ -210,7 +222,7 @@ class QueueRounds:
             self._finish()
             self._compare()
         finally:
-            self._server.__exit__()
+            self._own.close()
 
     def _finish(self) -> None:
         for _ in range(200):

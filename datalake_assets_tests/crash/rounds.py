@@ -35,6 +35,8 @@ KILLED = -9
 LIFE = 7
 #: By then a table has more versions than are kept.
 SETTLED = 3
+#: By scenario and phase, the writes of an undisturbed export, by step.
+_WRITES: dict[tuple[str, str], Counter[str]] = {}
 
 
 class _Lake:
@@ -74,7 +76,6 @@ class Rounds:
         self._folder = tempfile.TemporaryDirectory()
         self._log_number = self._lake_number = 0
         self._present: dict[str, _Lake] = {}
-        self._writes: dict[tuple[str, str], Counter[str]] = {}  # (scenario, phase) -> of an undisturbed export, by step
         self.steps = tuple(step for step in STEPS if step != "sync" or endpoint is None)  # S3 has nothing to sync
         self.hits: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
@@ -85,17 +86,21 @@ class Rounds:
         self._folder.cleanup()
 
     def prepare(self) -> None:
-        """Learns from undisturbed exports, on disk, which writes there are."""
+        """Learns from undisturbed exports, on disk, which writes there are, unless others of this process have."""
+        if _WRITES:
+            return
+        learned: dict[tuple[str, str], Counter[str]] = {}
         for scenario in SCENARIOS.values():
             lake = _Lake(f"{self._folder.name}/{scenario.name}", scenario, None)
             for state in range(SETTLED + 1):
                 lake.state = state
                 code, steps = self._export(lake, KillPoint())
                 _expect(code == 0, "an undisturbed export failed")
-                self._writes[scenario.name, lake.phase] = Counter(step for step in steps if step in self.steps)
+                learned[scenario.name, lake.phase] = Counter(step for step in steps if step in STEPS)
                 lake.landed = state
             check_after_retry(lake.store, scenario, SETTLED)
             check_summary(lake.store, scenario, SETTLED)
+        _WRITES.update(learned)
 
     def round(self) -> str:
         """One round; returns what it was."""
@@ -124,7 +129,8 @@ class Rounds:
         return lake, self._point(lake, step)
 
     def _counts_of(self, lake: _Lake) -> Counter[str]:
-        return self._writes[lake.scenario.name, lake.phase]
+        writes = _WRITES[lake.scenario.name, lake.phase]
+        return Counter({step: count for step, count in writes.items() if step in self.steps})
 
     def _point(self, lake: _Lake, step: str) -> KillPoint:
         number = self._rng.randrange(self._counts_of(lake)[step]) + 1

@@ -12,7 +12,7 @@ import os
 import random
 import threading
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -79,15 +79,25 @@ class ShardRounds:
         lakes: A folder.
         forker: Starts the exports.
         seed: Of what is drawn.
+        server: One that others use too; by default one of its own.
     """
 
     steps = tuple(name for name in OPERATIONS if name not in SELDOM)
 
-    def __init__(self, lakes: str, forker: Forker, *, seed: int = 0, endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        lakes: str,
+        forker: Forker,
+        *,
+        seed: int = 0,
+        server: KinesisServer | None = None,
+        endpoint: str | None = None,
+    ) -> None:
         assert endpoint is None, "the stream's campaign works on a local lake"
         self._lake, self._forker, self._rng = f"{lakes}/shards", forker, random.Random(seed)
         Path(self._lake).mkdir()
-        self._server = KinesisServer().__enter__()
+        self._own = ExitStack()
+        self._server = server or self._own.enter_context(KinesisServer())
         self.hits: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
         self.happened: Counter[str] = Counter()
@@ -190,7 +200,7 @@ class ShardRounds:
             assert self._forker.wait(self._start("", 0, "")) == 0
             self._compare()
         finally:
-            self._server.__exit__()
+            self._own.close()
 
     def _compare(self) -> None:
         files = sorted(Path(self._lake, "streams", "shards").rglob("*.parquet"))

@@ -10,6 +10,7 @@ import random
 import subprocess
 import threading
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +81,20 @@ class SqlRounds:
         forker: Starts the exporters.
         seed: Of what is drawn.
         table: How much.
+        server: One that others use too; by default one of its own.
     """
 
     steps = tuple(f"{owner.__name__}.{name}" for owner, name in OPERATIONS)
 
     def __init__(
-        self, lakes: str, forker: Forker, *, seed: int = 0, table: Table = Table(), endpoint: str | None = None
+        self,
+        lakes: str,
+        forker: Forker,
+        *,
+        seed: int = 0,
+        table: Table = Table(),
+        server: Postgres | None = None,
+        endpoint: str | None = None,
     ) -> None:
         assert endpoint is None, "the campaign of databases works on a local lake"
         self._lake, self._forker, self._table, self._rng = f"{lakes}/sql", forker, table, random.Random(seed)
@@ -94,7 +103,8 @@ class SqlRounds:
         self.hits: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
         self.happened: Counter[str] = Counter()
-        self._server = Postgres().__enter__()
+        self._own = ExitStack()
+        self._server = server or self._own.enter_context(Postgres())
         self._writers: list[threading.Thread] = []
         self._ended = threading.Event()
 
@@ -184,7 +194,7 @@ class SqlRounds:
             self._ended.set()
             for each in self._writers:
                 each.join()
-            self._server.__exit__()
+            self._own.close()
 
     def _compare(self) -> None:
         files = sorted(Path(self._lake, "streams", "events").rglob("*.parquet"))

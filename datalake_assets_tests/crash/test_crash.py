@@ -43,6 +43,10 @@ from datalake_assets_tests.crash.sink_rounds import SinkRounds
 from datalake_assets_tests.crash.sql_rounds import SqlRounds, Table
 from datalake_assets_tests.crash.topic_rounds import TopicRounds
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
+from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
+from datalake_assets_tests.sources.kinesis.kinesis_server import KinesisServer
+from datalake_assets_tests.sources.sql.database_servers import Postgres
+from datalake_assets_tests.sources.sqs.sqs_server import SqsServer
 
 
 @pytest.fixture
@@ -53,6 +57,7 @@ def forker(request: pytest.FixtureRequest) -> Iterator[Forker]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("killed exports")  # they learn together
 def test_killed_export_loses_and_doubles_nothing_on_disk(tmp_path: Path, forker: Forker) -> None:
     rounds = Rounds(str(tmp_path), forker, seed=1)
     rounds.prepare()
@@ -64,6 +69,7 @@ def test_killed_export_loses_and_doubles_nothing_on_disk(tmp_path: Path, forker:
 
 @pytest.mark.s3
 @pytest.mark.slow
+@pytest.mark.xdist_group("killed exports")
 def test_killed_export_loses_and_doubles_nothing_on_s3(
     s3_server: S3Server, s3_environment: dict[str, str], s3_lake: str, forker: Forker
 ) -> None:
@@ -98,9 +104,11 @@ def test_killed_deletions_conversions_and_merges_of_others_tables_lose_and_doubl
 @pytest.mark.slow
 @pytest.mark.xdist_group("sqs")
 @pytest.mark.parametrize("load", [Load(400, 4), Load(120, 3, fifo=True)], ids=["standard", "fifo"])
-def test_killed_workers_of_a_queue_lose_and_double_no_message(tmp_path: Path, load: Load) -> None:
+def test_killed_workers_of_a_queue_lose_and_double_no_message(
+    tmp_path: Path, sqs_server: SqsServer, load: Load
+) -> None:
     with Forker(dict(os.environ) | {QUEUE: "1"}) as forker:
-        rounds = QueueRounds(str(tmp_path), forker, seed=9, load=load)
+        rounds = QueueRounds(str(tmp_path), forker, seed=9, load=load, server=sqs_server)
         rounds.prepare()
         while not rounds.is_done:
             rounds.round()
@@ -122,9 +130,12 @@ def test_killed_exports_of_files_that_change_lose_double_and_mix_no_row(tmp_path
 @pytest.mark.slow
 @pytest.mark.xdist_group("databases")
 @pytest.mark.parametrize("cursor", ["id", "given"])
-def test_killed_exports_of_a_table_that_grows_lose_and_double_no_row(tmp_path: Path, cursor: str) -> None:
+def test_killed_exports_of_a_table_that_grows_lose_and_double_no_row(
+    tmp_path: Path, postgres: Postgres, cursor: str
+) -> None:
     with Forker(dict(os.environ) | {SQL: "1"}) as forker:
-        rounds = SqlRounds(str(tmp_path), forker, seed=6, table=Table(rows=12_000, killed=2, cursor=cursor))
+        table = Table(rows=12_000, killed=2, cursor=cursor)
+        rounds = SqlRounds(str(tmp_path), forker, seed=6, table=table, server=postgres)
         rounds.prepare()
         while not rounds.is_done:
             rounds.round()
@@ -156,9 +167,9 @@ def test_killed_marts_hold_what_their_inputs_say(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("kafka")
-def test_killed_exports_of_a_topic_lose_and_double_no_message(tmp_path: Path) -> None:
+def test_killed_exports_of_a_topic_lose_and_double_no_message(tmp_path: Path, kafka_server: KafkaServer) -> None:
     with Forker(dict(os.environ) | {TOPIC: "1"}) as forker:
-        rounds = TopicRounds(str(tmp_path), forker, seed=5)
+        rounds = TopicRounds(str(tmp_path), forker, seed=5, server=kafka_server)
         rounds.prepare()
         for _ in range(5):
             rounds.round()
@@ -179,9 +190,11 @@ def test_killed_broker_loses_and_doubles_no_message_that_it_keeps_in_s3(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("kinesis")
-def test_killed_exports_of_a_stream_land_each_record_once_while_shards_are_split_and_merged(tmp_path: Path) -> None:
+def test_killed_exports_of_a_stream_land_each_record_once_while_shards_are_split_and_merged(
+    tmp_path: Path, kinesis_server: KinesisServer
+) -> None:
     with Forker(dict(os.environ) | {SHARDS: "1"}) as forker:
-        rounds = ShardRounds(str(tmp_path), forker, seed=5)
+        rounds = ShardRounds(str(tmp_path), forker, seed=5, server=kinesis_server)
         rounds.prepare()
         for _ in range(8):
             rounds.round()

@@ -13,7 +13,7 @@ import json
 import os
 import random
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,15 +74,25 @@ class TopicRounds:
         lakes: A folder.
         forker: Starts the exports.
         seed: Of what is drawn.
+        server: One that others use too; by default one of its own.
     """
 
     steps = tuple(name for name in OPERATIONS if name not in SELDOM)
 
-    def __init__(self, lakes: str, forker: Forker, *, seed: int = 0, endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        lakes: str,
+        forker: Forker,
+        *,
+        seed: int = 0,
+        server: KafkaServer | None = None,
+        endpoint: str | None = None,
+    ) -> None:
         assert endpoint is None, "the topic's campaign works on a local lake"
         self._lake, self._forker, self._rng = f"{lakes}/topic", forker, random.Random(seed)
         Path(self._lake).mkdir()
-        self._server = KafkaServer().__enter__()
+        self._own = ExitStack()
+        self._server = server or self._own.enter_context(KafkaServer())
         self.hits: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
         self.happened: Counter[str] = Counter()
@@ -172,7 +182,7 @@ class TopicRounds:
             assert self._forker.wait(self._start("", 0, "")) == 0
             self._compare()
         finally:
-            self._server.__exit__()
+            self._own.close()
 
     def _compare(self) -> None:
         files = sorted(Path(self._lake, "streams", "topic").rglob("*.parquet"))

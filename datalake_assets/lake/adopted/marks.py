@@ -155,8 +155,9 @@ class TableMarks:
 
     def _look(self, levels: list[Level]) -> None:
         looks = [(level, name) for level in levels for name in (*FOLDERS_ABOVE, *FILES_ABOVE, *BEGINNINGS_ABOVE)]
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="marks") as pool:
-            for (level, _), mark in zip(looks, pool.map(lambda look: _mark(*look), looks), strict=True):
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="marks") as pool:  # no thread before it is needed
+            answers = pool.map if "://" in self._top else map  # threads take longer than a disk
+            for (level, _), mark in zip(looks, answers(lambda look: _mark(*look), looks), strict=True):
                 if mark is not None:
                     raise refused(self._uri, f"{self._top.rstrip('/')}/{level.path}".rstrip("/") or "/", mark)
 
