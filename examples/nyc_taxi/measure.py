@@ -16,20 +16,21 @@ from pathlib import Path
 
 import pyarrow.csv as pc
 import pyarrow.dataset as ds
-from flow import HERE, extract
 from trips import TRIP_COLUMNS
 
-from datalake_assets.feed import parse_feed
-from datalake_assets.lake.store import open_store
-from datalake_assets.lake.tables import open_table
-from datalake_assets.settings import load_settings
-from datalake_assets.sources.systems import connect
-
+HERE = Path(__file__).parent
 CODECS = ("snappy", "zstd")
 
 
 def land(lake: Path, data: Path, codec: str) -> Path:
     """Lands the trips as a feed, with what cannot be read in quarantine; returns the folder of its files."""
+    # imported here, since the processes of queries do without
+    from datalake_assets.feed import parse_feed
+    from datalake_assets.lake.store import open_store
+    from datalake_assets.lake.tables import open_table
+    from datalake_assets.settings import load_settings
+    from datalake_assets.sources.systems import connect
+
     lake.mkdir()
     document = json.loads((HERE / "feeds" / "yellow_trips.json").read_text(encoding="utf-8"))
     document["source"]["location"], document["format"]["compression"] = str(data), codec
@@ -98,6 +99,8 @@ def main() -> None:
     if chosen.query:
         print(answer(chosen.query, chosen.folder, chosen.month))
         return
+    from flow import extract  # likewise
+
     data = chosen.data.resolve()
     extract(data, first=datetime(2024, 1, 1), months=chosen.months, per_month=chosen.per_month)
     csv_bytes = sum(path.stat().st_size for path in data.glob("yellow_tripdata_*.csv"))
