@@ -190,7 +190,7 @@ class Operations:
     def _write(self, request: Write) -> WriteAnswer:
         with self._tenant(request.tenant_id) as tenant:
             table = tenant.load(request.namespace, request.table)
-            rows, problems, count = records_table(request.records, table.arrow_schema)
+            rows, problems, count = records_table(request.records, table.arrow_schema, table.write_defaults)
             if rows is None:
                 message = f"{count} problems with the records; nothing was written"
                 named = [{"index": each.index, "field": each.field, "problem": each.problem} for each in problems]

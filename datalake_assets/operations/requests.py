@@ -212,7 +212,8 @@ class Write(_OfTable):
 
     Attributes:
         records: Objects of values by column. Decimals are texts or integers; dates, times and UUIDs texts as ISO 8601
-            and RFC 9562 have them, times with a zone exactly for ``timestamptz``; binary values base64.
+            and RFC 9562 have them, times with a zone exactly for ``timestamptz``; binary values base64. A column that a
+            record does not name gets the default that another engine gave it, or else null.
         idempotency_key: Chosen by the caller, once per write. The write is done once, however often it is sent with
             this key; each time the answer is that of the first.
     """

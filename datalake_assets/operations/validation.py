@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Context, Decimal
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,13 +54,14 @@ class Problem:
 
 
 def records_table(
-    records: Sequence[Mapping[str, Any]], schema: pa.Schema
+    records: Sequence[Mapping[str, Any]], schema: pa.Schema, defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[pa.Table | None, list[Problem], int]:
     """The records as a table of this schema; or what is wrong with them.
 
     Args:
         records: Objects of values by column, as JSON has them; Python's own dates, times, decimals and bytes do too.
         schema: The table's.
+        defaults: Values of columns that a record does not name, as Python has them; of others null.
 
     Returns:
         The table, no problems and 0; or None, the first problems, and how many there are.
@@ -72,7 +74,7 @@ def records_table(
     for index, record in enumerate(records):
         bad = [(str(name), "the table has no such column") for name in record if name not in known]
         for (field, convert), column in zip(converts, columns, strict=True):
-            value = record.get(field.name)
+            value = record[field.name] if field.name in record else defaults.get(field.name)
             try:
                 column.append(_required(value, field) if value is None else convert(value))
             except _Unfit as error:

@@ -7,9 +7,11 @@ import tracemalloc
 import uuid
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from operator import itemgetter
 
 import numpy as np
 import pytest
+from pyiceberg import types
 from pyiceberg.catalog.sql import SqlCatalog
 from sqlalchemy.exc import OperationalError
 
@@ -186,6 +188,37 @@ def test_write_keeps_the_digits_of_floats_and_of_integers_beyond_64_bits(operati
     (row,) = stored().scan().to_arrow().to_pylist()
     assert [float(str(np.float32(each))) for each in row["f"]] == [0.1, 16777216.0, 1e-45, 3.4028235e38]
     assert (row["d"], row["c"]) == (1e22, Decimal(10**25 + 1))
+
+
+DEFAULTS = {
+    "whole": (types.LongType(), 7),
+    "text": (types.StringType(), "a"),
+    "exact": (types.DecimalType(9, 2), Decimal("1.25")),
+    "day": (types.DateType(), date(2020, 1, 2)),
+    "moment": (types.TimestamptzType(), datetime(2020, 1, 2, tzinfo=UTC)),
+    "id_of": (types.UUIDType(), uuid.UUID(int=5)),
+    "raw": (types.BinaryType(), b"x"),
+}
+
+
+def test_column_that_a_record_does_not_name_gets_the_default_that_another_engine_gave_it(ask, orders, stored):
+    with stored().update_schema() as change:
+        for name, (kind, default) in DEFAULTS.items():
+            change.add_column(name, kind, default_value=default, required=name == "text")
+    with stored().update_schema() as change:
+        change.set_default_value("whole", 8)
+
+    records = [{"id": 1}, {"id": 2, "whole": None, "day": None}, {"id": 3, "text": "b"}]
+    assert ask("WRITE", **orders, records=records)["records_written"] == 3
+
+    rows = sorted(stored().scan().to_arrow().drop_columns(["note"]).to_pylist(), key=itemgetter("id"))
+    usual = {name: default for name, (_, default) in DEFAULTS.items()} | {"whole": 8}
+    assert rows == [
+        {"id": 1, **usual},
+        {"id": 2, **usual, "whole": None, "day": None},
+        {"id": 3, **usual, "text": "b"},
+    ]
+    assert code(ask("WRITE", **orders, records=[{"id": 4, "text": None}])) == "INVALID_RECORDS"
 
 
 def test_write_names_each_bad_value_and_writes_nothing(ask, orders, lake):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 from urllib.parse import unquote_plus
 from uuid import UUID
 
@@ -214,6 +215,12 @@ class RecordTable:
     def arrow_schema(self) -> pa.Schema:
         """The columns as Arrow has them."""
         return self._table.schema().as_arrow()
+
+    @property
+    def write_defaults(self) -> dict[str, Any]:
+        """What a writer enters who says nothing of a column (Iceberg specification, "Default values"), by its name."""
+        stated = {each.name: each.write_default for each in self._table.schema().fields}
+        return {name: value for name, value in stated.items() if value is not None}
 
     @property
     def snapshot_id(self) -> int | None:
