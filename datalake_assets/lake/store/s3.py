@@ -131,8 +131,8 @@ ATTEMPTS = 4
 RETRY_TIMEOUT_S = 60.0
 HEAD_THREADS = 16
 logger = logging.getLogger(__name__)
-_proven: set[tuple[str, str | None]] = set()  # lakes that passed `probe` in this process
-_conditional_deletes: dict[tuple[str, str | None], bool] = {}  # whether deletes are, by lake
+_proven: set[tuple[str, str | None]] = set()  # buckets that passed `probe` in this process, and their servers
+_conditional_deletes: dict[tuple[str, str | None], bool] = {}  # whether deletes are, by bucket and server
 
 
 class S3Store:
@@ -318,15 +318,15 @@ class S3Store:
 
     def _deletes_are_conditional(self) -> bool:
         """Asked once per process, with a scratch object."""
-        lake = (self.uri, self._clients.endpoint)
-        if lake not in _conditional_deletes:
+        bucket = (self._bucket, self._clients.endpoint)
+        if bucket not in _conditional_deletes:
             key = f"{STAGING}/probe-{uuid.uuid4().hex}"
             self._create(key, b"probe")
-            _conditional_deletes[lake] = self._deletes.are_conditional(self._full(key))
+            _conditional_deletes[bucket] = self._deletes.are_conditional(self._full(key))
             self._delete([key])
-            if not _conditional_deletes[lake]:
+            if not _conditional_deletes[bucket]:
                 logger.warning("%s ignores If-Match on deletes: files are looked at before each delete", self.uri)
-        return _conditional_deletes[lake]
+        return _conditional_deletes[bucket]
 
     def stage(self, key: str) -> UploadWriter:
         """Begin a file; S3 hears of it with the first 8 MiB, or when it is finished."""
@@ -404,15 +404,15 @@ class S3Store:
 
     def probe(self) -> None:
         """Implements `Store.probe`: the scratch object lies where no listing shows it."""
-        lake = (self.uri, self._clients.endpoint)
-        if lake in _proven:
+        bucket = (self._bucket, self._clients.endpoint)
+        if bucket in _proven:
             return
         key = f"{STAGING}/probe-{uuid.uuid4().hex}"
         try:
             check_conditional_writes(self.uri, create=partial(self._create, key), swap=partial(self._swap, key))
         finally:
             self._delete([key])
-        _proven.add(lake)
+        _proven.add(bucket)
 
 
 def _close(client: Any, uploads: ThreadPoolExecutor, listing: S3Listing) -> None:
