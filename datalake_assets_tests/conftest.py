@@ -89,8 +89,13 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Imports all modules and makes all tests without a garbage collection, which took a fifth of it: they stay."""
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Imports all modules and makes all tests without a garbage collection, which took a fifth of it: they stay.
+
+    A process of pytest-xdist has them from the one that it is forked from.
+    """
+    collect = session.perform_collect
+    session.perform_collect = lambda *args, **named: warm_workers.take_over(session) or collect(*args, **named)
     gc.disable()
     try:
         return (yield)
