@@ -282,6 +282,8 @@ def _ended_by_sigterm() -> Iterator[Callable[[float], None]]:
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     os.set_blocking(receiving, False)
+    waiting = select.poll()  # select takes no number beyond 1,024
+    waiting.register(receiving, select.POLLIN)
     woken = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
     came = bytearray()
 
@@ -292,7 +294,7 @@ def _ended_by_sigterm() -> Iterator[Callable[[float], None]]:
     def pause(seconds: float) -> None:
         ends = time.monotonic() + seconds
         while (left := ends - time.monotonic()) > 0:
-            select.select([receiving], [], [], left)
+            waiting.poll(1000 * left)
             look()
             if ends_it & set(came):
                 raise KeyboardInterrupt

@@ -307,9 +307,10 @@ class _Child:
 def _read_until(descriptor: int, deadline: float) -> tuple[bytes, bool]:
     """What is written until the other end closes, and whether that was too late."""
     parts: list[bytes] = []
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
     while sum(map(len, parts)) <= _MOST_BYTES:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not waiting.poll(1000 * max(0.0, deadline - time.monotonic())):
             return b"", True
         part = os.read(descriptor, 1 << 20)
         if not part:

@@ -58,6 +58,9 @@ class Process:
             self._handle = os.pidfd_open(self.child)
         except ProcessLookupError:  # it has ended
             self._handle = -1
+        self._waiting = select.poll()  # select takes no number beyond 1,024
+        if self._handle >= 0:
+            self._waiting.register(self._handle, select.POLLIN)
 
     def send(self, number: signal.Signals) -> None:
         if self._handle >= 0:
@@ -67,7 +70,7 @@ class Process:
                 return
 
     def has_ended(self, timeout_s: float = 0) -> bool:
-        return self._handle < 0 or bool(select.select([self._handle], [], [], timeout_s)[0])
+        return self._handle < 0 or bool(self._waiting.poll(1000 * timeout_s))
 
     def is_asleep(self) -> bool:
         """Waits until it has ended or fallen asleep."""
