@@ -29,21 +29,27 @@ ATTEMPT = "attempt-"
 def make_file(folder: str, number: int, progress: Progress) -> str:
     """Makes a file, and returns its path."""
     progress(1)
-    path = Path(folder) / f"made-{number}-{uuid.uuid4().hex}"
+    path = _place(folder, number)
     path.write_text(str(number))
     return str(path)
 
 
+def _place(folder: str, number: int) -> Path:
+    return Path(folder) / f"made-{number}-{uuid.uuid4().hex}"
+
+
 def make_slowly(folder: str, number: int, progress: Progress) -> str:
     """Makes a file, and goes on until it is cancelled; removes the file then."""
-    path = Path(make_file(folder, number, progress))
+    path = _place(folder, number)
     try:
+        progress(1)
+        path.write_text(str(number))
         until = time.monotonic() + LONG_S
         while time.monotonic() < until:
             progress(1)
             time.sleep(0.01)
     except BaseException:  # `Cancelled`, or the signal that an engine sends to its workers
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise
     return str(path)
 
