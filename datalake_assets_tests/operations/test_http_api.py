@@ -192,9 +192,7 @@ def test_no_client_that_is_slow_or_silent_keeps_others_waiting_or_stays(lake, mo
         assert httpx.get(f"{url}/health", timeout=60).status_code == 200
 
         answers = dict.fromkeys(slow, b"")
-        left = opened.enter_context(
-            selectors.DefaultSelector()
-        )  # others may have used up select's numbers
+        left = opened.enter_context(selectors.DefaultSelector())  # others may have used up select's numbers
         for connection in (*silent, *slow):
             left.register(connection, selectors.EVENT_READ)
         while left.get_map():  # until the server has closed them all
