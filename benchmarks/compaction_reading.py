@@ -4,13 +4,15 @@
 added up, independently of their order, by DuckDB: none of our code has a say in it.
 
 ``python -m benchmarks.compaction_reading cost ROUNDS READER,... FOLDER ...`` prints CPU seconds by folder, reader and
-query: one row by its id, an aggregate of two columns by two others, and all rows with all columns. One process reads
-all folders in turns: between processes, what memory costs differs by more than the files do.
+query: some rows by their ids, an aggregate of two columns by two others, and all rows with all columns. One process
+reads all folders in turns: between processes, what memory costs differs by more than the files do. Whichever way files
+were written, all of them are in the page cache in the same way: they are thrown out of it and read again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +29,9 @@ import pyarrow.parquet as pq
 
 __all__ = ["main", "print_cost"]
 
-#: Each query runs once more beforehand: the first run clears memory that the others use again.
-POINT = "point"
-#: Runs of a row by its id within a round, of which the fastest counts: it takes milliseconds.
-POINTS = 3
-#: Whose row is looked up: one in the middle of those of 1,000 files.
-ROW_ID = 530_017
+#: Rows that are looked up one after the other, all over the files: of a writer's row groups some are small, and a row
+#: may lie in one of these.
+POINTS = 5
 #: Every column, in forms that all writers agree on.
 VALUES = (
     "id, account_id, quantity, price, score, epoch_us(event_time), "
@@ -57,60 +56,74 @@ def print_cost(rounds: int, readers: Sequence[str], folders: Sequence[str]) -> N
     """Prints CPU seconds of each round by folder, by reader and by query, as one JSON object."""
     files = {folder: [*map(str, sorted(Path(folder).rglob("*.parquet")))] for folder in folders}
     found: dict[str, dict[str, dict[str, list[float]]]] = {folder: {} for folder in folders}
+    for folder in folders:
+        _warm(files[folder])
+    rows = sum(pq.read_metadata(file).num_rows for file in files[folders[0]])
+    ids = [rows * (2 * number + 1) // (2 * POINTS) for number in range(POINTS)]
     for reader in readers:
-        queries = {folder: READERS[reader](files[folder]) for folder in folders}
+        queries = {folder: READERS[reader](files[folder], ids) for folder in folders}
         for name in queries[folders[0]]:
             for folder in folders:
-                queries[folder][name]()
+                queries[folder][name]()  # the first run clears memory that the others use again
                 found[folder].setdefault(reader, {})[name] = []
             for number in range(rounds):
                 first = number % len(folders)
                 for folder in (*folders[first:], *folders[:first]):
-                    runs = (_cpu_s(queries[folder][name]) for _ in range(POINTS if name == POINT else 1))
-                    found[folder][reader][name].append(min(runs))
+                    found[folder][reader][name].append(_cpu_s(queries[folder][name]))
     print(json.dumps(found))
+
+
+def _warm(files: Sequence[str]) -> None:
+    """Has files in the page cache in the pieces in which reading puts them there, however they were written."""
+    for file in files:
+        with open(file, "rb", buffering=0) as opened:  # noqa: PTH123  to be read past Python's buffers
+            os.fsync(opened.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while opened.read(1 << 20):
+                pass
 
 
 def _source(files: Sequence[str]) -> str:
     return f"read_parquet({files}, hive_partitioning = false)"
 
 
-def _by_duckdb(files: list[str]) -> Mapping[str, Query]:
+def _by_duckdb(files: list[str], ids: Sequence[int]) -> Mapping[str, Query]:
     connection, source = duckdb.connect(), _source(files)
     grouped = f"SELECT country, status, count(*), sum(quantity), avg(price) FROM {source} GROUP BY ALL"
     return {
-        POINT: lambda: connection.execute(f"SELECT * FROM {source} WHERE id = {ROW_ID}").fetchall(),
+        "point": lambda: [connection.execute(f"SELECT * FROM {source} WHERE id = {each}").fetchall() for each in ids],
         "aggregate": lambda: connection.execute(grouped).fetchall(),
         "full": lambda: connection.sql(f"SELECT * FROM {source}").to_arrow_table(),
     }
 
 
-def _by_pyarrow(files: list[str]) -> Mapping[str, Query]:
+def _by_pyarrow(files: list[str], ids: Sequence[int]) -> Mapping[str, Query]:
     def aggregate() -> object:
         columns = ["country", "status", "quantity", "price"]
         table = ds.dataset(files).to_table(columns=columns)
         return table.group_by(["country", "status"]).aggregate([("quantity", "sum"), ("price", "mean")])
 
     return {
-        POINT: lambda: ds.dataset(files).to_table(filter=ds.field("id") == ROW_ID),
+        "point": lambda: [ds.dataset(files).to_table(filter=ds.field("id") == each) for each in ids],
         "aggregate": aggregate,
         "full": lambda: [pq.read_table(file, partitioning=None) for file in files],
     }
 
 
-def _by_polars(files: list[str]) -> Mapping[str, Query]:
+def _by_polars(files: list[str], ids: Sequence[int]) -> Mapping[str, Query]:
     def scanned() -> pl.LazyFrame:
         return pl.scan_parquet(files, hive_partitioning=False)
 
     keys, figures = [pl.col("country"), pl.col("status")], [pl.len(), pl.col("quantity").sum(), pl.col("price").mean()]
     return {
-        POINT: lambda: scanned().filter(pl.col("id") == ROW_ID).collect(),
+        "point": lambda: [scanned().filter(pl.col("id") == each).collect() for each in ids],
         "aggregate": lambda: scanned().group_by(keys).agg(figures).collect(),
         "full": lambda: scanned().collect(),
     }
 
 
-def _by_fastparquet(files: list[str]) -> Mapping[str, Query]:
+def _by_fastparquet(files: list[str], ids: Sequence[int]) -> Mapping[str, Query]:
     fastparquet: Any = import_module("fastparquet")
 
     def aggregate() -> object:
@@ -119,13 +132,15 @@ def _by_fastparquet(files: list[str]) -> Mapping[str, Query]:
         return grouped.agg({"quantity": "sum", "price": "mean"})
 
     return {
-        POINT: lambda: fastparquet.ParquetFile(files).to_pandas(filters=[("id", "==", ROW_ID)], row_filter=True),
+        "point": lambda: [
+            fastparquet.ParquetFile(files).to_pandas(filters=[("id", "==", each)], row_filter=True) for each in ids
+        ],
         "aggregate": aggregate,
         "full": lambda: fastparquet.ParquetFile(files).to_pandas(),
     }
 
 
-READERS: Mapping[str, Callable[[list[str]], Mapping[str, Query]]] = {
+READERS: Mapping[str, Callable[[list[str], Sequence[int]], Mapping[str, Query]]] = {
     "DuckDB": _by_duckdb,
     "pyarrow": _by_pyarrow,
     "Polars": _by_polars,

@@ -20,7 +20,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.compaction_peers import ARROW_ALONE, CODECS_FULL, CODECS_PAGES, DECOMPRESSED, FLOORS, PEERS
+from benchmarks.compaction_peers import (
+    ARROW_ALONE,
+    CODECS_FULL,
+    CODECS_PAGES,
+    CODECS_SYNCED,
+    DECOMPRESSED,
+    FLOORS,
+    PEERS,
+)
 from benchmarks.measuring import Used, answer
 
 __all__ = [
@@ -174,7 +182,7 @@ def contenders(workload: Workload, *, python: Path = PEERS_PYTHON) -> list[Conte
     for name, (module, _) in PEERS.items():
         if name in _FLOOR_OF and not _FLOOR_OF[name].keys() <= workload.ours.keys():
             continue  # it is the floor of that way alone
-        if name in (CODECS_FULL, CODECS_PAGES) and workload.codec == INPUT_CODEC:
+        if name in (CODECS_FULL, CODECS_PAGES, CODECS_SYNCED) and workload.codec == INPUT_CODEC:
             continue  # nothing has to be compressed again
         if name not in own:
             found.append(Contender(name, str(python)))

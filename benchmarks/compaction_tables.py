@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles
 
-from benchmarks.compaction_peers import CODECS_FULL, CODECS_PAGES, DECOMPRESSED, FLOORS, PROVEN
+from benchmarks.compaction_peers import CODECS_FULL, CODECS_PAGES, CODECS_SYNCED, DECOMPRESSED, FLOORS, PROVEN
 from benchmarks.compaction_rewrites import MEDIUM, REENCODED, TINY, TINY_ZSTD, Result, Workload
 from benchmarks.measuring import Target
 
@@ -162,11 +162,15 @@ def _reencoded(results: Results, peers: Sequence[Result]) -> list[Target]:
     if "ours" not in results:
         return []
     figures = {"CPU": "work_cpu_s", "wall time": "wall_s", "output": "size_mb"}
-    floors = {"CPU": results.get(CODECS_FULL)}
-    return [
+    floors = {"CPU": results.get(CODECS_FULL), "wall time": results.get(CODECS_SYNCED)}
+    judged = [
         _no_more(what, figure, results["ours"], peers, allowed=1.0, floor=floors.get(what))
         for what, figure in figures.items()
     ]
+    pages, floor = results.get("ours, verify=pages"), results.get(CODECS_PAGES)
+    if pages is not None:
+        judged.append(_no_more("CPU of verify=pages", "work_cpu_s", pages, peers, allowed=1.0, floor=floor))
+    return judged
 
 
 def _no_more(
