@@ -29,10 +29,15 @@ class ThreadEngine:
     is_remote = False
 
     def share(self, tasks: int, *, memory_bytes: int, thread_bytes: int) -> Share:
-        """Implements `Engine`: while one task begins or ends, with one thread busy, another keeps the machine so."""
-        threads = max(1, min(os.cpu_count() or 1, memory_bytes // thread_bytes))
+        """Implements `Engine`: while one task begins or ends, with one thread busy, another keeps the machine so.
+
+        There may be more threads than cores, as memory allows: they take turns (`parquet/segment_queue.py`), and the
+        task that is left at the end has several.
+        """
+        held = max(1, memory_bytes // thread_bytes)
+        threads = min(os.cpu_count() or 1, held)
         at_once = min(tasks, max(min(threads, THREADS), threads // THREADS))
-        return Share(at_once, min(threads // at_once, THREADS))
+        return Share(at_once, min(held // at_once, THREADS))
 
     def run(
         self,

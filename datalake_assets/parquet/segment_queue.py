@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,6 +19,10 @@ from datalake_assets.parquet.schemas import Shape
 from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, sized_pieces
 
 __all__ = ["SegmentQueue"]
+
+#: Whose turn it is to make a row group, among all rewrites of a process: more at once than there are cores would push
+#: each other's bytes out of the caches, and with fewer threads the last rewrite would leave cores idle.
+_turn = threading.Semaphore(os.cpu_count() or 1)
 
 
 class SegmentQueue:
@@ -113,9 +119,9 @@ class SegmentQueue:
             self.drain(max(0, self._at_once - 2) if copies else self._at_once - 1)
             if files:
                 assert self._merger is not None  # noqa: S101  for mypy: it made them
-                self._jobs.append(self._pool.submit(self._merger.merge, files))
+                self._jobs.append(self._pool.submit(_in_turn, partial(self._merger.merge, files)))
             else:
-                self._jobs.append(self._pool.submit(partial(_encoded, self._encoder), tables))
+                self._jobs.append(self._pool.submit(_in_turn, partial(_encoded, self._encoder, tables)))
 
     def drain(self, keep: int = 0) -> None:
         """Takes row groups in their order until so many are being made.
@@ -151,6 +157,11 @@ class SegmentQueue:
     def _make_room(self, size_bytes: int) -> None:
         if self._held_bytes + size_bytes > self._row_group_bytes:
             self.flush()
+
+
+def _in_turn(make: Callable[[], Merged]) -> Merged:
+    with _turn:
+        return make()
 
 
 def _encoded(encoder: Encoder, tables: list[pa.Table]) -> Merged:

@@ -41,6 +41,26 @@ class TestThreads(EngineContract):
         return ThreadEngine()
 
 
+@pytest.mark.parametrize(
+    ("cores", "tasks", "held", "shared"),
+    [
+        (2, 1, 9, (1, 2)),
+        (2, 3, 9, (2, 2)),
+        (2, 3, 3, (2, 1)),
+        (2, 3, 0, (1, 1)),
+        (8, 3, 99, (3, 2)),
+        (8, 99, 99, (4, 2)),
+        (8, 99, 4, (2, 2)),
+    ],
+)
+def test_each_task_has_the_threads_that_memory_allows(monkeypatch, cores, tasks, held, shared):
+    """The task that is left at the end is not to leave a core idle."""
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    share = ThreadEngine().share(tasks, memory_bytes=10 * held, thread_bytes=10)
+    assert (share.at_once, share.threads) == shared
+    assert share.at_once * share.threads <= max(held, 1)
+
+
 class TestToy(EngineContract):
     @pytest.fixture
     def engine(self):

@@ -6,6 +6,7 @@ import io
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.parquet import inputs as inputs_module
-from datalake_assets.parquet import page_merging
+from datalake_assets.parquet import page_merging, segment_queue
 from datalake_assets.parquet import rewrite as rewrite_module
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.native import Refusal, Refused, load_kernel
@@ -381,6 +382,26 @@ def test_files_in_order_of_time_and_files_without_times_keep_their_order():
     without = replace(SETTINGS, time_column=None)
     tables = [events(start) for start in (100, 0, 50)]
     assert read(rewritten(inputs(*tables), without)).equals(pa.concat_tables(tables))
+
+
+def test_rewrites_take_turns_however_many_threads_they_have(monkeypatch):
+    running, most, merge = [], [], Merger.merge
+
+    def counted(self, files):
+        running.append(files)
+        most.append(len(running))
+        threading.Event().wait(0.02)
+        running.remove(files)
+        return merge(self, files)
+
+    monkeypatch.setattr(Merger, "merge", counted)
+    monkeypatch.setattr(segment_queue, "_turn", threading.Semaphore(2))
+    small = replace(SETTINGS, parquet=ParquetSettings(row_group_bytes=1 << 12, compression="zstd"), workers=3)
+    tables = [events(i * 50) for i in range(20)]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: rewritten(inputs(*tables), small), range(2)))
+    assert (len(most) > 8, max(most)) == (True, 2)
+    assert all(read(each).equals(pa.concat_tables(tables)) for each in results)
 
 
 @pytest.fixture
