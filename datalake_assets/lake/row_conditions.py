@@ -19,7 +19,14 @@ import pyarrow.dataset as ds
 
 from datalake_assets.core.rules import DATA, identifier
 from datalake_assets.errors import ConfigError, duckdb_interrupted
-from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlSession, message_of, open_session
+from datalake_assets.lake.sql_gate import (
+    SqlLimits,
+    SqlRefused,
+    SqlSession,
+    checking_connection,
+    message_of,
+    open_session,
+)
 from datalake_assets.lake.sql_views import hide, show
 
 __all__ = ["RowCondition", "open_condition"]
@@ -204,7 +211,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 @duckdb_interrupted()
 def _changing_functions() -> frozenset[str]:
     """The functions whose answer does not follow from their arguments, and the macros that are made of such."""
-    with duckdb.connect(config={"threads": 1}) as connection:
+    with checking_connection() as connection:
         functions = connection.execute(
             "SELECT lower(function_name), stability, macro_definition FROM duckdb_functions()"
         ).fetchall()

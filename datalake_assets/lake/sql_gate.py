@@ -38,6 +38,7 @@ __all__ = [
     "SqlSession",
     "SqlTimedOut",
     "check_query",
+    "checking_connection",
     "interruptible",
     "message_of",
     "open_session",
@@ -179,12 +180,20 @@ def check_query(query: str) -> CheckedQuery:
         SqlRefused: It is not, or DuckDB cannot parse it.
         KeyboardInterrupt: As `open_session` raises it.
     """
-    with duckdb_interrupted(), _checking.cursor() as connection, ThreadPoolExecutor(1) as idle:
+    with duckdb_interrupted(), checking_connection() as connection, ThreadPoolExecutor(1) as idle:
         return SqlSession(connection, 0, idle).check(query)
 
 
+def checking_connection() -> duckdb.DuckDBPyConnection:
+    """A connection to a locked database without rows, for statements of our own that ask what DuckDB knows; close it.
+
+    It has one thread, the caller's, and what it registers goes with it.
+    """
+    return _checking.cursor()
+
+
 class _Checking:
-    """A locked database that only parses, kept as long as the process: a session takes 20 ms to open, a check one."""
+    """That database, kept as long as the process: a session takes 20 ms to open, a check one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

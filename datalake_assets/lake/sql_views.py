@@ -19,6 +19,7 @@ import pyarrow.types as pt
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.core.schema import spellings
 from datalake_assets.errors import duckdb_interrupted
+from datalake_assets.lake.sql_gate import checking_connection
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # imports pandas
@@ -128,7 +129,7 @@ def _taken_as(kind: pa.DataType) -> pa.DataType | None:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Types that need no question, which takes a hundredth of a second."""
+    """Types that need no question, which takes a millisecond."""
     if pt.is_float16(kind) or pt.is_decimal256(kind):
         return False
     is_text = pt.is_string(kind) or pt.is_large_string(kind) or pt.is_binary(kind) or pt.is_large_binary(kind)
@@ -138,7 +139,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 @duckdb_interrupted()
 def _does_take(kind: pa.DataType) -> bool:
-    with duckdb.connect(config={"threads": 1}) as connection:
+    with checking_connection() as connection:
         try:
             connection.register("asked", pa.table({"a": pa.array([], kind)}))
             connection.execute("SELECT * FROM asked").fetchall()

@@ -181,8 +181,7 @@ class MultisetHasher:
         columns = ", ".join(f"c{index}" for index in range(len(schema)))
         # a constant first: DuckDB hashes zero to zero
         self._query = f"SELECT sum(hash(42, {columns})) FROM rows"  # noqa: S608  the names are ours
-        self._session = duckdb.connect()
-        self._session.execute("SET threads = 1")
+        self._session = duckdb.connect(config={"threads": 1, "async_threads": 0})  # which starts none
         self._is_simple = bool(len(schema)) and self._duckdb_takes_it()
 
     def of(self, table: pa.Table) -> Multiset:
