@@ -18,6 +18,7 @@ from botocore.loaders import JSONFileLoader
 
 from datalake_assets.defs.upkeep.sensors import reload_location
 from datalake_assets.errors import ConfigError, SourceError
+from datalake_assets.lake.iceberg.bounded_catalogs import bounded_glue
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.store.s3_clients import S3Clients
 from datalake_assets.network import aws_client, route_to
@@ -111,6 +112,7 @@ def test_clients_of_aws_read_the_description_of_a_service_once(monkeypatch: pyte
         aws_client("glue").close()
         AwsClients("sqs", "eu-west-1", None).client().close()
         AwsClients("kinesis", "eu-west-1", None).client().close()
+        bounded_glue("lake", {"glue.region": "eu-west-1"})
 
     make_clients()
     read: list[str] = []

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from uuid import uuid4
 
 import stamina
@@ -24,6 +25,12 @@ from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
 __all__ = ["SharedCatalog", "glue_server", "ready_rest_catalog"]
 
 _REGION = "us-east-1"
+
+
+@lru_cache(maxsize=8)
+def _loaded(properties: tuple[tuple[str, str], ...]) -> Catalog:
+    """One for as long as its properties are the same: Glue's client takes a fifth of a second, and keeps no table."""
+    return load_catalog("theirs", **dict(properties))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ class SharedCatalog:
 
     def opened(self) -> Catalog:
         """The catalog, as any engine opens it."""
-        return load_catalog("theirs", **self.theirs)
+        return _loaded(tuple(self.theirs.items()))
 
     @property
     def theirs(self) -> dict[str, str]:

@@ -27,6 +27,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
+from datalake_assets.network import aws_session
+
 __all__ = ["BoundedRestCatalog", "bound_database", "bounded_glue"]
 
 #: Seconds for a connection, for the next bytes of an answer, and for an exchange as a whole.
@@ -75,12 +77,11 @@ class BoundedRestCatalog(RestCatalog):
 
 def bounded_glue(name: str, properties: dict[str, Any]) -> Catalog:
     """A catalog in AWS Glue, whose answers are waited for as those of all services of AWS."""
-    import botocore.session  # noqa: PLC0415  a tenth of a second, for those who need it
-    from botocore.config import Config  # noqa: PLC0415  likewise
+    from botocore.config import Config  # noqa: PLC0415  a tenth of a second, for those who need it
     from pyiceberg.catalog.glue import GlueCatalog  # noqa: PLC0415  likewise
 
     given = properties.get(_BOTOCORE)
-    session = given or botocore.session.Session()
+    session = given or aws_session()
     session.set_default_client_config(Config(connect_timeout=CONNECT_S, read_timeout=SILENT_S))
     catalog = GlueCatalog(name, **{**properties, _BOTOCORE: session})
     if given is None:  # what is left goes to clients of files
