@@ -20,7 +20,7 @@ from datalake_assets_tests.lake.many_files import DAYS
 
 def test_backlog_of_many_partitions_is_worked_off_each_once_a_hundred_at_a_time(daemon, local_store, instance):
     one = added(local_store, start="2020-01-01")
-    keys = [f"{START - timedelta(days=day):%Y-%m-%d}" for day in range(1_250)]
+    keys = [f"{START - timedelta(days=day):%Y-%m-%d}" for day in range(1_150)]
     for key in keys:
         synthetic(local_store, one, key, "a", "b", "c")
         materialized(instance, one, key)
@@ -45,7 +45,7 @@ def test_backlog_of_many_partitions_is_worked_off_each_once_a_hundred_at_a_time(
         found.append([len(partitions(each)) for each in requests])
         watching.run(*requests)
 
-    assert found[:3] == [[100] * 10, [100, 100, 50], []]
+    assert found[:3] == [[100] * 10, [100, 50], []]
     assert sorted(compacted) == sorted(keys)
     assert watching.tick() == []
     assert watching.skipped == "nothing to compact"
@@ -54,7 +54,7 @@ def test_backlog_of_many_partitions_is_worked_off_each_once_a_hundred_at_a_time(
 
 def test_history_of_a_lake_that_is_well_is_read_in_one_tick(daemon, local_store, instance):
     one = added(local_store, start="2020-01-01")
-    for day in range(1_100):
+    for day in range(1_050):
         key = f"{START - timedelta(days=day):%Y-%m-%d}"
         synthetic(local_store, one, key, "a")
         materialized(instance, one, key)
