@@ -150,15 +150,15 @@ def _note(connection: HTTPConnection) -> None:
         _exchange.connections.append(connection)
 
 
-class _Pool(HTTPConnectionPool):
+class _Connections(HTTPConnectionPool):
     ConnectionCls = _Noted
 
 
-class _SecurePool(HTTPSConnectionPool):
+class _SecureConnections(HTTPSConnectionPool):
     ConnectionCls = _NotedSecure
 
 
-_POOLS = {"http": _Pool, "https": _SecurePool}
+_POOLS = {"http": _Connections, "https": _SecureConnections}
 
 
 def _sent(session: Session, send: Any, request: PreparedRequest, **options: Any) -> Response:

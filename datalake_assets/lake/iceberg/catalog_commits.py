@@ -28,7 +28,7 @@ from pyiceberg.utils.properties import property_as_bool
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_exponential
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError, TransientStoreError
-from datalake_assets.lake.iceberg.database_catalogs import was_too_busy
+from datalake_assets.lake.iceberg.database_catalogs import why_not_committed
 
 __all__ = ["NEWEST_FORMAT", "check_format", "commit_updates", "delete_quietly", "table_text"]
 
@@ -78,7 +78,7 @@ def commit_updates(
         CommitConflict: A requirement does not hold; nothing was changed.
         AmbiguousWrite: The answer was lost, or contradicts what the catalog says of the table, which does not have the
             change (yet).
-        TransientStoreError: The catalog's database had no time for it; nothing was changed.
+        TransientStoreError: The catalog's database, or its disk, could not take it; nothing was changed.
         LakeError: The table's format is too new.
     """
     check_format(table)
@@ -118,7 +118,7 @@ class _Commit:
         Raises:
             CommitFailedException: The catalog refuses it, at least this time; or another one of `_REFUSALS`.
             AmbiguousWrite: It may stand.
-            TransientStoreError: It does not stand: the catalog's database had no time for it.
+            TransientStoreError: It does not stand: the catalog's database, or its disk, could not take it.
         """
         table = self._table
         try:
@@ -128,9 +128,8 @@ class _Commit:
         except Exception as error:
             if self._is_settled(error):
                 return
-            if was_too_busy(table.catalog, error):
-                reason = "another process keeps the catalog's database locked; nothing was committed"
-                raise TransientStoreError(table_text(table), reason) from error
+            if reason := why_not_committed(table.catalog, error):
+                raise TransientStoreError(table_text(table), f"{reason}; nothing was committed") from error
             raise AmbiguousWrite(table_text(table), f"the catalog's answer was lost ({_line(error)})") from error
         table.metadata, table.metadata_location = response.metadata, response.metadata_location
         late = AmbiguousWrite(table_text(table), "the catalog's answer lacks what it says it has committed")

@@ -26,7 +26,7 @@ from sqlalchemy import event
 
 from datalake_assets.lake.iceberg.bounded_catalogs import bound_database
 
-__all__ = ["DatabaseCatalog", "RememberingCatalog", "made_beside_others", "was_too_busy"]
+__all__ = ["DatabaseCatalog", "RememberingCatalog", "made_beside_others", "why_not_committed"]
 
 #: Tables whose metadata is kept at hand; a kilobyte for each snapshot.
 REMEMBERED = 8
@@ -41,15 +41,29 @@ def _roll_back(connection: Any, *_: object) -> None:
         connection.rollback()
 
 
-def was_too_busy(catalog: Catalog, error: Exception) -> bool:
-    """Whether a commit to a catalog in SQLite failed since others read or wrote for longer than a writer waits.
+#: What SQLite says before it changes anything, also of a COMMIT, whose transaction stays open (SQLite, "Transaction":
+#: "attempting to COMMIT … might also result in an SQLITE_BUSY"), or is rolled back ("Result and Error Codes").
+_NOTHING_CHANGED = {
+    sqlite3.SQLITE_BUSY: "another process keeps the catalog's database locked",
+    sqlite3.SQLITE_LOCKED: "another process keeps the catalog's database locked",
+    sqlite3.SQLITE_FULL: "the disk of the catalog's database is full",
+}
 
-    SQLite says so before it changes anything, also of a COMMIT, whose transaction stays open (SQLite, "Transaction":
-    "attempting to COMMIT … might also result in an SQLITE_BUSY"); it was rolled back by the time that this is asked.
+
+class MetadataUnwritten(OSError):
+    """A metadata file could not be written; the database was not told of it."""
+
+
+def why_not_committed(catalog: Catalog, error: Exception) -> str:
+    """Why a commit that failed certainly does not stand, in a catalog in a database; empty if nobody knows.
+
+    What SQLite leaves open was rolled back by the time that this is asked.
     """
+    if isinstance(error, MetadataUnwritten):
+        return f"its metadata could not be written ({error.strerror})"
     driver = getattr(error, "orig", None) if isinstance(error, sqlalchemy.exc.OperationalError) else None
     code = getattr(driver, "sqlite_errorcode", 0) & 0xFF  # the rest says more of it
-    return isinstance(catalog, DatabaseCatalog) and code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+    return _NOTHING_CHANGED.get(code, "") if isinstance(catalog, DatabaseCatalog) else ""
 
 
 class DatabaseCatalog(SqlCatalog):
@@ -60,6 +74,22 @@ class DatabaseCatalog(SqlCatalog):
         bound_database(self.engine)
         event.listen(self.engine, "reset", _roll_back)
         super()._init_catalog()
+
+    def _write_metadata(  # type: ignore[override]  # upstream's is static, and called by the instance
+        self, metadata: TableMetadata, io: FileIO, metadata_path: str
+    ) -> None:
+        """Writes a metadata file, before the database is told.
+
+        Raises:
+            MetadataUnwritten: The disk, or the store, refused it.
+        """
+        try:
+            ToOutputFile.table_metadata(self._as_written(metadata), io.new_output(metadata_path))
+        except OSError as error:
+            raise MetadataUnwritten(error.errno, error.strerror or type(error).__name__) from error
+
+    def _as_written(self, metadata: TableMetadata) -> TableMetadata:
+        return metadata
 
 
 class _Shared:
@@ -127,10 +157,8 @@ class RememberingCatalog(DatabaseCatalog):
         self._remember(response.metadata_location, response.metadata)
         return response
 
-    def _write_metadata(  # type: ignore[override]  # upstream's is static, and called by the instance
-        self, metadata: TableMetadata, io: FileIO, metadata_path: str
-    ) -> None:
-        ToOutputFile.table_metadata(cast(TableMetadata, _AsText(metadata, self._text_of)), io.new_output(metadata_path))
+    def _as_written(self, metadata: TableMetadata) -> TableMetadata:
+        return cast(TableMetadata, _AsText(metadata, self._text_of))
 
     def _text_of(self, snapshot: Snapshot, exclude_none: bool) -> str:  # noqa: FBT001  one of two texts of it
         # ids are of their table alone, paths of lists of manifests are of one commit

@@ -189,7 +189,7 @@ class RecordAppend:
             PartitionTooLong: A value is too long to partition by.
             CommitConflict: Other writers came first every time; nothing was written.
             AmbiguousWrite: It may have been written: only a repetition with the same key is safe.
-            TransientStoreError: Somebody kept the catalog's database locked all the time; nothing was written.
+            TransientStoreError: The catalog's database was locked all the time, or a disk is full; nothing was written.
         """
         waiting = Retrying(
             retry=retry_if_exception_type((CommitConflict, AmbiguousWrite, TransientStoreError)),

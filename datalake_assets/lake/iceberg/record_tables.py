@@ -418,7 +418,7 @@ class RecordTable:
         except CommitConflict as error:
             raise CommitConflict(self.name, "others changed the table at the same time") from error
         except TransientStoreError as error:
-            raise TransientStoreError(self.name, "the catalog was locked all the time; nothing was changed") from error
+            raise TransientStoreError(self.name, "the catalog could not take a change; nothing was changed") from error
         except AmbiguousWrite as error:
             raise AmbiguousWrite(
                 self.name, "the catalog's answer was lost; the rows are the same in either case", cure="ask again"

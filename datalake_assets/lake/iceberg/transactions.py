@@ -114,7 +114,7 @@ def commit_change(
         CommitConflict: Another writer has committed, or a file to remove is not there. Nothing was changed.
         AmbiguousWrite: The catalog's answer was lost, and the table does not have the snapshot (yet). Nothing may be
             deleted.
-        TransientStoreError: The catalog's database was locked all the time. Nothing was changed.
+        TransientStoreError: The catalog's database, or its disk, could not take it. Nothing was changed.
         LakeError: The table's format is too new.
     """
     check_format(table)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from contextlib import closing
 
 import pytest
+import sqlalchemy.exc
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestWriterV2, write_manifest
 from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.serializers import ToOutputFile
 from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table.snapshots import Operation, Summary, update_snapshot_summaries
 from pyiceberg.table.update import AssertCurrentSchemaId, SetPropertiesUpdate
@@ -19,7 +22,7 @@ from pyiceberg.transforms import IdentityTransform
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError, TransientStoreError
 from datalake_assets.lake.iceberg import catalog_commits, transactions
 from datalake_assets.lake.iceberg.catalog_commits import commit_updates
-from datalake_assets.lake.iceberg.database_catalogs import DatabaseCatalog
+from datalake_assets.lake.iceberg.database_catalogs import DatabaseCatalog, RememberingCatalog, why_not_committed
 from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter, entries_of
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets_tests.lake.iceberg.iceberg_tables import (
@@ -233,6 +236,39 @@ def test_a_commit_that_sqlite_refuses_while_others_read_is_known_not_to_stand(tm
         assert ids(catalog.load_table("n.t")) == []
         commit_change(table, TableChange(Operation.APPEND, files))
         assert ids(catalog.load_table("n.t")) == [0, 1]
+
+
+@pytest.mark.parametrize("kind", [DatabaseCatalog, RememberingCatalog])
+def test_a_commit_whose_metadata_finds_no_room_is_known_not_to_stand(tmp_path, monkeypatch, kind):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    uri, warehouse = f"sqlite:///{tmp_path}/c.db", f"file://{tmp_path}/w"
+    with closing(kind("lake", uri=uri, warehouse=warehouse)) as catalog:
+        catalog.create_namespace("n")
+        table = create(catalog)
+        files = written(table, 0, 2)
+        before = files_on_disk(table)
+        with monkeypatch.context() as patched:
+            patched.setattr(ToOutputFile, "table_metadata", full)
+            with pytest.raises(TransientStoreError, match=r"metadata could not be written \(No space left on device\)"):
+                commit_change(table, TableChange(Operation.APPEND, files))
+            with pytest.raises(OSError, match="No space left"):
+                create(catalog, "u")
+        assert files_on_disk(table) == before
+        commit_change(table, TableChange(Operation.APPEND, files))
+        assert ids(catalog.load_table("n.t")) == [0, 1]
+
+
+@pytest.mark.parametrize(("code", "is_known"), [("SQLITE_FULL", True), ("SQLITE_IOERR", False)])
+def test_only_what_sqlite_says_before_it_changes_anything_is_known_not_to_stand(tmp_path, code, is_known):
+    failed = sqlite3.OperationalError("it failed")
+    failed.sqlite_errorcode = getattr(sqlite3, code)
+    error = sqlalchemy.exc.OperationalError("COMMIT", None, failed)
+    with closing(DatabaseCatalog("lake", uri=f"sqlite:///{tmp_path}/c.db")) as ours:
+        assert bool(why_not_committed(ours, error)) == is_known
+    with closing(SqlCatalog("lake", uri=f"sqlite:///{tmp_path}/c.db")) as theirs:  # may have left it open
+        assert not why_not_committed(theirs, error)
 
 
 def test_an_answer_without_the_commit_is_not_taken_for_it(catalog, monkeypatch):
