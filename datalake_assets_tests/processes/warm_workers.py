@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from execnet.gateway_io import popen_bootstrapline
+from hypothesis.internal.entropy import deterministic_PRNG
 
 from datalake_assets_tests.processes.warm_processes import IS_COLD, SINGLE, Hooks, Waiting, fork_when_asked
 
@@ -114,6 +115,8 @@ def main() -> None:
     number, _, *arguments = sys.argv[1:]
     connection = socket.socket(fileno=int(number))
     pytest.main([*arguments, "--collect-only", "-qq"], plugins=[_Silent()])
+    with deterministic_PRNG():  # Hypothesis looks, once in a process, for who else holds what draws numbers: everywhere
+        pass
     gc.freeze()
     connection.sendall(_READY)
     fork_when_asked(connection)
