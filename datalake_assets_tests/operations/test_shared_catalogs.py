@@ -26,6 +26,7 @@ from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA
 from datalake_assets_tests.operations.shared_catalogs import SharedCatalog, glue_server, ready_rest_catalog
+from datalake_assets_tests.processes.warm_processes import COLD
 
 pytestmark = pytest.mark.s3
 
@@ -324,6 +325,7 @@ def test_writers_that_share_keys_and_a_compactor_at_once_write_each_record_once(
 
 
 def test_query_reads_over_its_parent_who_alone_has_the_credentials(rest, monkeypatch):
+    monkeypatch.setenv(COLD, "1")  # what is forked shows the environment of the process that waited
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", rest.server.secret_key)
     with Operations(rest.store) as operations:
         operations.answer({"operation": "CREATE_TABLE", **ORDERS, "schema": SCHEMA})

@@ -58,8 +58,8 @@ def test_offset_that_was_moved_wrongly_is_found_before_the_commit(chosen, monkey
 def test_pages_in_another_place_than_the_footer_says_are_found(monkeypatch):
     written = concat.ConcatWriter._write
 
-    def late(self, data):
-        written(self, data if self._size_bytes != 4 else b"\0" + bytes(data))
+    def late(self, data, **seen):
+        written(self, data if self._size_bytes != 4 else b"\0" + bytes(data), **seen)
 
     monkeypatch.setattr(concat.ConcatWriter, "_write", late)
     with pytest.raises(CorruptLake, match="does not read back as it was"):
