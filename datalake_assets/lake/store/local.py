@@ -51,6 +51,7 @@ from datalake_assets.lake.store.posix import (
     has_identity,
     identity,
     modified_at,
+    object_info,
     scan_entries,
     scan_files,
 )
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 __all__ = ["LocalStore"]
-
 
 ID_BYTES = 17  # of a staged file's name: the comma and the id
 FILES = f"{STAGING}/files/"
@@ -153,7 +153,7 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError):
                 self._tree.check_root()
                 return None
-        return _info(key, status) if stat.S_ISREG(status.st_mode) else None
+        return object_info(key, status) if stat.S_ISREG(status.st_mode) else None
 
     def create(self, key: str, body: bytes) -> str:
         """Write if nothing has the name."""
@@ -210,7 +210,7 @@ class LocalStore:
             for path, status in scan_files(f"{root}{prefix}", links=links):
                 key = path.removeprefix(root)
                 if not is_reserved(key):
-                    yield _info(key, status)
+                    yield object_info(key, status)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Implements `Store.keys`: asks for no file's status."""
@@ -232,7 +232,7 @@ class LocalStore:
         with self._tree.translating(key):
             self._tree.check_root()
             return [
-                _info(f"{folder}/{entry.name}".lstrip("/"), status)
+                object_info(f"{folder}/{entry.name}".lstrip("/"), status)
                 for entry, status in islice(files_beginning(self._root / folder, name), 1000)
             ]
 
@@ -497,7 +497,3 @@ class _LocalWriter(StagedSink):
 
 def _digest(body: bytes) -> str:
     return hashlib.blake2b(body, digest_size=16).hexdigest()
-
-
-def _info(key: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, status.st_size, identity(status), modified_at(status), is_link=stat.S_ISLNK(status.st_mode))

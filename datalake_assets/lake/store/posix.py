@@ -16,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datalake_assets.errors import AmbiguousWrite, LakeError, LakeUnavailable, TransientStoreError
+from datalake_assets.lake.store.base import ObjectInfo
 
 __all__ = [
     "DurableTree",
@@ -34,6 +36,7 @@ __all__ = [
     "has_identity",
     "identity",
     "modified_at",
+    "object_info",
     "scan_entries",
     "scan_files",
 ]
@@ -325,6 +328,11 @@ def identity(status: os.stat_result) -> str:
 def has_identity(etag: str, status: os.stat_result) -> bool:
     """Whether a file with this status is the one that had that identity."""
     return identity(status) == etag
+
+
+def object_info(key: str, status: os.stat_result) -> ObjectInfo:
+    """What a store says of the file with this key."""
+    return ObjectInfo(key, status.st_size, identity(status), modified_at(status), is_link=stat.S_ISLNK(status.st_mode))
 
 
 def fsync_folder(folder: Path) -> None:
