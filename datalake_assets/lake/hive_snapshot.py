@@ -141,7 +141,8 @@ class HiveSnapshot:
     def _load(self, keys: Sequence[str]) -> list[Manifest]:
         """Manifests; those that are not known yet are read several at once."""
         unread = [key for key in dict.fromkeys(keys) if key not in self._manifests]
-        if len(unread) == 1 or "://" not in self._folder.store.uri:  # threads take longer than a disk
+        is_near = "://" not in self._folder.store.uri  # threads take longer than a disk, unless it is far away, too
+        if len(unread) <= (THREADS if is_near else 1):
             self._manifests.update((key, self._read(key)) for key in unread)
         elif unread:
             with ThreadPoolExecutor(THREADS) as pool:
