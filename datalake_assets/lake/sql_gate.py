@@ -174,14 +174,14 @@ def open_session(*, readable: Iterable[str] = (), limits: SqlLimits) -> Iterator
 
 
 def check_query(query: str) -> CheckedQuery:
-    """Lets a query through that is one read, whatever it reads: by its text, in a session that runs nothing.
+    """Lets a query through that is one read, whatever it reads: by its text; nothing of it runs.
 
     Raises:
         SqlRefused: It is not, or DuckDB cannot parse it.
         KeyboardInterrupt: As `open_session` raises it.
     """
-    with duckdb_interrupted(), checking_connection() as connection, ThreadPoolExecutor(1) as idle:
-        return SqlSession(connection, 0, idle).check(query)
+    with duckdb_interrupted(), checking_connection() as connection:
+        return _check(connection, query)
 
 
 def checking_connection() -> duckdb.DuckDBPyConnection:
@@ -323,74 +323,7 @@ class SqlSession:
         Raises:
             SqlRefused: It is not, or DuckDB cannot parse it.
         """
-        try:
-            query.encode()
-            return self._checked(query)
-        except UnicodeEncodeError as error:
-            raise SqlRefused("it is not text in UTF-8") from error
-        except duckdb.Error as error:
-            raise SqlRefused(message_of(error)) from error
-
-    def _checked(self, query: str) -> CheckedQuery:
-        kind, text = self._only_statement(query)
-        if kind == duckdb.StatementType.SELECT:
-            return self._checked_select(text)
-        explained = _EXPLAIN.fullmatch(text.strip()) if kind == duckdb.StatementType.EXPLAIN else None
-        if explained is not None:
-            # put together again: what is run is what was checked, whatever a comment hid from the pattern
-            kind, inner = self._only_statement(explained["query"])
-            if kind == duckdb.StatementType.SELECT:
-                checked = self._checked_select(inner)
-                return replace(checked, text=f"EXPLAIN {explained['options']}{checked.text}")
-        if kind == duckdb.StatementType.MULTI:
-            return self._checked_pivot(text)
-        raise SqlRefused(_ONE_READ)
-
-    def _only_statement(self, query: str) -> tuple[object, str]:
-        try:
-            (statement,) = self.connection.extract_statements(query)
-            kind = statement.type
-        except ValueError as error:  # none, or several; or of a kind that DuckDB's client has no name for
-            raise SqlRefused(_ONE_READ) from error
-        return kind, statement.query
-
-    def _checked_select(self, text: str) -> CheckedQuery:
-        """Checks a SELECT by the tree that DuckDB's parser makes of it, in DuckDB: it may be too deep for Python."""
-        found = self.connection.execute(
-            "SELECT tree->>'error_message', json_extract_string(tree, '$..type'),"
-            " json_extract_string(tree, '$..function.function_name'), json_extract_string(tree, '$..table_name'),"
-            " json_extract_string(tree, '$..cte_map.map[*].key'), json_extract_string(tree, '$..schema_name')"
-            " FROM (SELECT json_serialize_sql(?::VARCHAR) AS tree)",
-            [text],
-        ).fetchall()
-        ((error, types, functions, tables, defined, schemas),) = found
-        if error is not None:
-            raise SqlRefused(error)
-        if any(name.endswith("_NODE") and name not in _NODES for name in types):
-            raise SqlRefused(_ONE_READ)
-        for name in functions:
-            if name.lower() not in _TABLE_FUNCTIONS:
-                raise SqlRefused(
-                    f"table function {name!r} is not offered here; a query reads feeds by their names, and nothing else"
-                )
-        if any(name.startswith('"') for name in tables):  # how SHOW TABLES and the like name what they show
-            return CheckedQuery(text, None)
-        named, own, before = (frozenset(map(str.lower, filter(None, each))) for each in (tables, defined, schemas))
-        return CheckedQuery(text, named, own, before, names_columns=not _COLUMNS.isdisjoint(types))
-
-    def _checked_pivot(self, text: str) -> CheckedQuery:
-        """Checks a PIVOT by its words: DuckDB takes it for several statements, and has no tree for them."""
-        words = frozenset(re.findall(r"\w+", text.lower()))
-        offered = self.connection.execute(
-            "SELECT DISTINCT lower(function_name) FROM duckdb_functions()"
-            " WHERE function_type IN ('table', 'table_macro')"
-        ).fetchall()
-        for name in {name for (name,) in offered} - _TABLE_FUNCTIONS | _NO_PIVOT_WORDS:
-            if name in words:
-                raise SqlRefused(f"a PIVOT with the word {name!r} in it is not run here; list its values with IN (…)")
-        if not words & {"pivot", "pivot_wider"}:
-            raise SqlRefused(_ONE_READ)
-        return CheckedQuery(text, words)
+        return _check(self.connection, query)
 
     def run(self, call: Callable[[], T]) -> T:
         """What a call of DuckDB's gives; a signal that comes meanwhile interrupts it."""
@@ -434,6 +367,80 @@ class SqlSession:
         finally:
             timer.cancel()
             timer.join()  # a process that ends meanwhile would report the session as leaked, by the page
+
+
+def _check(connection: duckdb.DuckDBPyConnection, query: str) -> CheckedQuery:
+    try:
+        query.encode()
+        return _checked(connection, query)
+    except UnicodeEncodeError as error:
+        raise SqlRefused("it is not text in UTF-8") from error
+    except duckdb.Error as error:
+        raise SqlRefused(message_of(error)) from error
+
+
+def _checked(connection: duckdb.DuckDBPyConnection, query: str) -> CheckedQuery:
+    kind, text = _only_statement(connection, query)
+    if kind == duckdb.StatementType.SELECT:
+        return _checked_select(connection, text)
+    explained = _EXPLAIN.fullmatch(text.strip()) if kind == duckdb.StatementType.EXPLAIN else None
+    if explained is not None:
+        # put together again: what is run is what was checked, whatever a comment hid from the pattern
+        kind, inner = _only_statement(connection, explained["query"])
+        if kind == duckdb.StatementType.SELECT:
+            checked = _checked_select(connection, inner)
+            return replace(checked, text=f"EXPLAIN {explained['options']}{checked.text}")
+    if kind == duckdb.StatementType.MULTI:
+        return _checked_pivot(connection, text)
+    raise SqlRefused(_ONE_READ)
+
+
+def _only_statement(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[object, str]:
+    try:
+        (statement,) = connection.extract_statements(query)
+        kind = statement.type
+    except ValueError as error:  # none, or several; or of a kind that DuckDB's client has no name for
+        raise SqlRefused(_ONE_READ) from error
+    return kind, statement.query
+
+
+def _checked_select(connection: duckdb.DuckDBPyConnection, text: str) -> CheckedQuery:
+    """Checks a SELECT by the tree that DuckDB's parser makes of it, in DuckDB: it may be too deep for Python."""
+    found = connection.execute(
+        "SELECT tree->>'error_message', json_extract_string(tree, '$..type'),"
+        " json_extract_string(tree, '$..function.function_name'), json_extract_string(tree, '$..table_name'),"
+        " json_extract_string(tree, '$..cte_map.map[*].key'), json_extract_string(tree, '$..schema_name')"
+        " FROM (SELECT json_serialize_sql(?::VARCHAR) AS tree)",
+        [text],
+    ).fetchall()
+    ((error, types, functions, tables, defined, schemas),) = found
+    if error is not None:
+        raise SqlRefused(error)
+    if any(name.endswith("_NODE") and name not in _NODES for name in types):
+        raise SqlRefused(_ONE_READ)
+    for name in functions:
+        if name.lower() not in _TABLE_FUNCTIONS:
+            raise SqlRefused(
+                f"table function {name!r} is not offered here; a query reads feeds by their names, and nothing else"
+            )
+    if any(name.startswith('"') for name in tables):  # how SHOW TABLES and the like name what they show
+        return CheckedQuery(text, None)
+    named, own, before = (frozenset(map(str.lower, filter(None, each))) for each in (tables, defined, schemas))
+    return CheckedQuery(text, named, own, before, names_columns=not _COLUMNS.isdisjoint(types))
+
+
+def _checked_pivot(connection: duckdb.DuckDBPyConnection, text: str) -> CheckedQuery:
+    """Checks a PIVOT by its words: DuckDB takes it for several statements, and has no tree for them."""
+    words = frozenset(re.findall(r"\w+", text.lower()))
+    offered = connection.execute(
+        "SELECT DISTINCT lower(function_name) FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')"
+    ).fetchall()
+    for name in {name for (name,) in offered} - _TABLE_FUNCTIONS | _NO_PIVOT_WORDS:
+        if name in words:
+            raise SqlRefused(f"a PIVOT with the word {name!r} in it is not run here; list its values with IN (…)")
+    if not words & {"pivot", "pivot_wider"}:
+        raise SqlRefused(_ONE_READ)
+    return CheckedQuery(text, words)
 
 
 def message_of(error: Exception) -> str:
