@@ -23,6 +23,7 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import CommitConflict, ConfigError, TransientStoreError
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog
 from datalake_assets.lake.iceberg.catalog_commits import check_format, commit_updates, delete_quietly
+from datalake_assets.lake.iceberg.column_defaults import defaulted
 from datalake_assets.lake.iceberg.commit_records import leaving
 from datalake_assets.lake.iceberg.iceberg_catalogs import (
     chooses_location,
@@ -114,6 +115,8 @@ class IcebergFolder(FeedFolder):
         table = self.seen().table
         if table is not None and (reason := why_too_new(table.metadata)):
             return reason
+        if table is not None and (name := defaulted(table.schema().as_struct())):
+            return f"may have files without column {name!r}, to which another engine gave a default for their rows"
         if self.by is not None or self.seen().is_read_from_head(key):
             return ""
         return "is of a version that is not the newest"

@@ -53,6 +53,7 @@ from datalake_assets.core.partitions import PartitionBy, key_of, window_of
 from datalake_assets.core.row_texts import rows_to_text, values_of
 from datalake_assets.core.schema import schema_to_json
 from datalake_assets.errors import ConfigError, SchemaChanged
+from datalake_assets.lake.iceberg.column_defaults import check_defaults
 from datalake_assets.parquet.keys import FIELD_ID
 from datalake_assets.parquet.writer import moment_of
 from datalake_assets.policies import PartitionPart
@@ -290,10 +291,17 @@ def with_field_ids(schema: pa.Schema, table: Schema) -> pa.Schema:
     """The feed's schema with the ids by which Iceberg's readers find columns in files.
 
     Raises:
-        ConfigError: The table lacks a column, since another engine changed it.
+        ConfigError: The table lacks a column, or has one that rows of the feed would get another value in than its
+            readers are to see, since another engine changed it.
         SchemaChanged: Its column is of another type.
     """
-    return pa.schema([_with_ids(field, table.as_struct()) for field in schema], metadata=schema.metadata)
+    return pa.schema(_all_with_ids(list(schema), table.as_struct()), metadata=schema.metadata)
+
+
+def _all_with_ids(fields: Sequence[pa.Field], within: StructType) -> list[pa.Field]:
+    """Of a table, or of a struct in it."""
+    check_defaults({field.name for field in fields}, within)
+    return [_with_ids(field, within) for field in fields]
 
 
 def _with_ids(field: pa.Field, within: StructType) -> pa.Field:
@@ -312,7 +320,7 @@ def _numbered(field: pa.Field, number: int, kind: Any) -> pa.Field:
             cure="another writer, or another engine, made it so: rename the column in the feed",
         )
     if isinstance(kind, StructType):
-        arrow = pa.struct([_with_ids(each, kind) for each in field.type])
+        arrow = pa.struct(_all_with_ids(list(field.type), kind))
     elif isinstance(kind, ListType):
         arrow = pa.list_(_numbered(field.type.value_field, kind.element_id, kind.element_type))
     elif isinstance(kind, MapType):
