@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from datalake_assets.errors import ConfigError
+from datalake_assets.exchanges import bound_answers
 
 if TYPE_CHECKING:
     from botocore.loaders import Loader
@@ -118,6 +119,7 @@ def aws_client(service: str, *, region: str | None = None) -> Any:
     from botocore.config import Config  # noqa: PLC0415
 
     session = aws_session()
+    bound_answers(session)
     named = (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL")
     endpoint = next(filter(None, map(os.environ.get, named)), None)
     region = region or aws_region() or (endpoint and "us-east-1")

@@ -61,6 +61,7 @@ REASONS = {
     "live.chunks": "rows with what became of them, apart from which are kept",
     "catalog.glue": "a catalog; the list of catalogs alone knows which there are",
     "catalog.metastore": "a catalog, and statements that are printed: for whoever has the session",
+    "lake.iceberg.bounded_hive": "it needs Thrift, which only those have who have a Hive catalog",
     "core.manifest_bytes": "how a manifest becomes the bytes that it always had, apart from what it says",
     "lake.adopted.kernel_footers": "what the native kernel can say of files, which Arrow can say of all of them",
     "core.compaction.packing": "which files go together, apart from when and why: table-driven tests of its own",

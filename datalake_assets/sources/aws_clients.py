@@ -15,6 +15,7 @@ from botocore import exceptions
 from botocore.config import Config
 
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
+from datalake_assets.exchanges import bound_answers
 from datalake_assets.network import aws_session, route_to
 
 __all__ = ["AwsClients", "Refusal", "refuse_endpoint", "translated"]
@@ -36,6 +37,7 @@ class AwsClients:
         self._service, self._endpoint = service, endpoint
         refuse_endpoint(service, endpoint)
         self._session = aws_session()
+        bound_answers(self._session)
         self.region = (
             region
             or os.environ.get("AWS_REGION")

@@ -11,28 +11,27 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.rest import RestCatalog
+from pyiceberg.catalog.rest.auth import AuthManagerAdapter
 from requests import PreparedRequest, Response, Session
-from requests.adapters import HTTPAdapter
-from requests.exceptions import ReadTimeout, RequestException, Timeout
-from requests.utils import select_proxy
+from requests.auth import AuthBase
+from requests.exceptions import ReadTimeout, Timeout
 from sqlalchemy import Engine, event
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError
 
+from datalake_assets import exchanges
+from datalake_assets.exchanges import bound_answers, bounded, tell_connections
 from datalake_assets.network import aws_session
 
-__all__ = ["BoundedRestCatalog", "bound_database", "bounded_glue"]
+__all__ = ["BoundedRestCatalog", "bound_database", "bounded_dynamodb", "bounded_glue"]
 
 #: Seconds for a connection, for the next bytes of an answer, and for an exchange as a whole.
-CONNECT_S, SILENT_S, WHOLE_S = 5.0, 60.0, 120.0
+CONNECT_S, SILENT_S, WHOLE_S = 5.0, 60.0, exchanges.WHOLE_S
 #: pyiceberg's property of a session of botocore.
 _BOTOCORE = "botocore_session"
 #: What the drivers of databases call the first two; libpq takes whole seconds.
@@ -55,35 +54,82 @@ class BoundedRestCatalog(RestCatalog):
     #: Until when it counts as silent.
     _silent_until = 0.0
 
+    def _create_session(self) -> Session:
+        """As upstream, but that who is asked for tokens by other connections has a time to answer in, too."""
+        session: Session = super()._create_session()
+        if isinstance(session.auth, AuthManagerAdapter):
+            session.auth = _BoundedAuth(session.auth, partial(self._in_time, f"who has the tokens for {self.uri}"))
+        return session
+
     def _config_headers(self, session: Session) -> None:
         """Bounds a session that is new: tokens are asked for by it before upstream hands it on."""
-        session.send = partial(self._sent, session, session.send)  # type: ignore[method-assign]  # adapters come later
+        tell_connections()
+        session.send = partial(self._sent, session.send)  # type: ignore[method-assign]  # adapters come later
         super()._config_headers(session)
 
-    def _sent(self, session: Session, send: Any, request: PreparedRequest, **options: Any) -> Response:
+    def _sent(self, send: Any, request: PreparedRequest, **options: Any) -> Response:
         """What `requests.Session.send` gives, in time; at once where it was silent just now."""
+        if not options.get("timeout"):
+            options["timeout"] = CONNECT_S, SILENT_S
+        with self._in_time(str(request.url).partition("?")[0]):
+            response: Response = send(request, **options)
+        return response
+
+    @contextmanager
+    def _in_time(self, whom: str) -> Iterator[None]:
+        """An exchange that has an end; none at all where it was silent just now.
+
+        Raises:
+            ReadTimeout: It lasted longer.
+        """
         began = time.monotonic()
         if began < self._silent_until:
-            raise ReadTimeout(
-                f"{str(request.url).partition('?')[0]} was silent a moment ago, and is not asked again yet"
-            )
+            raise ReadTimeout(f"{whom} was silent a moment ago, and is not asked again yet")
         try:
-            return _sent(session, send, request, **options)
-        except Timeout:
+            with bounded(WHOLE_S) as exchange:
+                yield
+        except (Timeout, TimeoutError) as error:
             ended = time.monotonic()
             self._silent_until = 2 * ended - began  # believed for as long as it took
+            if exchange.is_late:
+                raise ReadTimeout(f"{exchange.reason} of {whom}") from error
             raise
+
+
+class _BoundedAuth(AuthBase):
+    """What asks for a token before a request is sent; pyiceberg's own has no time-out."""
+
+    def __init__(self, auth: AuthBase, in_time: Callable[[], AbstractContextManager[None]]) -> None:
+        self._auth, self._in_time = auth, in_time
+
+    def __call__(self, request: PreparedRequest) -> PreparedRequest:
+        with self._in_time():
+            signed: PreparedRequest = self._auth(request)
+        return signed
 
 
 def bounded_glue(name: str, properties: dict[str, Any]) -> Catalog:
     """A catalog in AWS Glue, whose answers are waited for as those of all services of AWS."""
+    from pyiceberg.catalog.glue import GlueCatalog  # noqa: PLC0415  a tenth of a second, for those who need it
+
+    return _bounded_aws(GlueCatalog, name, properties)
+
+
+def bounded_dynamodb(name: str, properties: dict[str, Any]) -> Catalog:
+    """A catalog in Amazon DynamoDB, likewise."""
+    from pyiceberg.catalog.dynamodb import DynamoDbCatalog  # noqa: PLC0415  a tenth of a second, for those who need it
+
+    return _bounded_aws(DynamoDbCatalog, name, properties)
+
+
+def _bounded_aws(kind: type[Catalog], name: str, properties: dict[str, Any]) -> Catalog:
     from botocore.config import Config  # noqa: PLC0415  a tenth of a second, for those who need it
-    from pyiceberg.catalog.glue import GlueCatalog  # noqa: PLC0415  likewise
 
     given = properties.get(_BOTOCORE)
     session = given or aws_session()
     session.set_default_client_config(Config(connect_timeout=CONNECT_S, read_timeout=SILENT_S))
-    catalog = GlueCatalog(name, **{**properties, _BOTOCORE: session})
+    bound_answers(session, WHOLE_S)
+    catalog = kind(name, **{**properties, _BOTOCORE: session})
     if given is None:  # what is left goes to clients of files
         del catalog.properties[_BOTOCORE]
     return catalog
@@ -120,85 +166,3 @@ def _shut_down_database(connection: Any) -> None:
             found.shutdown(socket.SHUT_RDWR)
         finally:
             found.detach()  # it is the driver's
-
-
-class _Exchange(threading.local):
-    """The connections that the exchange of this thread has used; None outside of one."""
-
-    connections: list[HTTPConnection] | None = None
-
-
-_exchange = _Exchange()
-
-
-class _Noted(HTTPConnection):
-    def request(self, *arguments: Any, **options: Any) -> None:
-        """Says that it is in use."""
-        _note(self)
-        super().request(*arguments, **options)
-
-
-class _NotedSecure(HTTPSConnection):
-    def request(self, *arguments: Any, **options: Any) -> None:
-        """Says that it is in use."""
-        _note(self)
-        super().request(*arguments, **options)
-
-
-def _note(connection: HTTPConnection) -> None:
-    if _exchange.connections is not None:
-        _exchange.connections.append(connection)
-
-
-class _Connections(HTTPConnectionPool):
-    ConnectionCls = _Noted
-
-
-class _SecureConnections(HTTPSConnectionPool):
-    ConnectionCls = _NotedSecure
-
-
-_POOLS = {"http": _Connections, "https": _SecureConnections}
-
-
-def _sent(session: Session, send: Any, request: PreparedRequest, **options: Any) -> Response:
-    """What `requests.Session.send` gives, in time."""
-    if not options.get("timeout"):
-        options["timeout"] = CONNECT_S, SILENT_S
-    adapter = session.get_adapter(str(request.url))
-    if isinstance(adapter, HTTPAdapter):
-        adapter.poolmanager.pool_classes_by_scheme = _POOLS
-        proxy = select_proxy(str(request.url), options.get("proxies"))
-        if proxy and not proxy.startswith("socks"):
-            adapter.proxy_manager_for(proxy).pool_classes_by_scheme = _POOLS
-    with _hung_up_when_late(str(request.url)):
-        response: Response = send(request, **options)
-    return response
-
-
-@contextmanager
-def _hung_up_when_late(url: str) -> Iterator[None]:
-    """Shuts the connections of this thread's exchange down if it takes too long, its head and its body together."""
-    connections: list[HTTPConnection] = []
-    is_late = threading.Event()
-
-    def give_up() -> None:
-        is_late.set()
-        for each in connections:
-            with suppress(AttributeError, OSError):  # it was closed meanwhile
-                each.sock.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(WHOLE_S, give_up)
-    timer.daemon = True
-    outer, _exchange.connections = _exchange.connections, connections
-    timer.start()
-    try:
-        yield
-    except (RequestException, HTTPError, OSError):
-        if not is_late.is_set():
-            raise
-    finally:
-        timer.cancel()
-        _exchange.connections = outer
-    if is_late.is_set():  # a head that ends too early is taken for a whole one, by Python's own client
-        raise ReadTimeout(f"no whole answer of {url.partition('?')[0]} within {WHOLE_S:g} s")

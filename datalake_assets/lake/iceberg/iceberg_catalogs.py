@@ -47,7 +47,12 @@ from sqlalchemy.orm import Session
 from datalake_assets.errors import ConfigError, DatalakeError, LakeError, LakeUnavailable, TransientStoreError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import IcebergTableSource
-from datalake_assets.lake.iceberg.bounded_catalogs import BoundedRestCatalog, bound_database, bounded_glue
+from datalake_assets.lake.iceberg.bounded_catalogs import (
+    BoundedRestCatalog,
+    bound_database,
+    bounded_dynamodb,
+    bounded_glue,
+)
 from datalake_assets.lake.iceberg.database_catalogs import DatabaseCatalog, RememberingCatalog, made_beside_others
 from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.store.base import Store
@@ -206,7 +211,7 @@ def talking(store: Store, *, where: str = "") -> Iterator[None]:
 
 
 def catalog_failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What catalogs raise that fail, and more; AWS Glue's client is loaded by now if it has raised anything."""
+    """What catalogs raise that fail, and more; clients of AWS and of Hive are loaded by now if they have."""
     found = (
         RESTError,
         requests.exceptions.RequestException,
@@ -214,8 +219,11 @@ def catalog_failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
         ValidationError,  # it answers something else than a catalog does
         *more,
     )
-    aws = sys.modules.get("botocore.exceptions")
-    return found if aws is None else (*found, aws.ClientError, aws.BotoCoreError)
+    if (aws := sys.modules.get("botocore.exceptions")) is not None:
+        found = (*found, aws.ClientError, aws.BotoCoreError)
+    if (hive := sys.modules.get("thrift.Thrift")) is not None:
+        found = (*found, hive.TException)
+    return found
 
 
 def _line(error: object) -> str:
@@ -318,7 +326,24 @@ def _loaded(name: str, properties: dict[str, Any]) -> Catalog:
         return DatabaseCatalog(name, **properties)
     if kind is CatalogType.GLUE:
         return bounded_glue(name, properties)
+    if kind is CatalogType.DYNAMODB:
+        return bounded_dynamodb(name, properties)
+    if "uri" in properties and kind is CatalogType.HIVE:
+        return _in_hive(name, properties)
     return load_catalog(name, **properties)
+
+
+def _in_hive(name: str, properties: dict[str, Any]) -> Catalog:
+    """A catalog in a Hive metastore, not one that is waited for for ever.
+
+    Raises:
+        NotInstalledError: There is no Thrift.
+    """
+    try:
+        from datalake_assets.lake.iceberg.bounded_hive import BoundedHiveCatalog  # noqa: PLC0415  it is optional
+    except ImportError as error:
+        raise NotInstalledError("Apache Hive support not installed: pip install 'pyiceberg[hive]'") from error
+    return BoundedHiveCatalog(name, **properties)
 
 
 def _name_in_database(uri: str, source: IcebergTableSource) -> str:

@@ -26,7 +26,7 @@ from datalake_assets_tests.lake.iceberg.iceberg_tables import create, sqlite_cat
 from datalake_assets_tests.sources.sql.database_servers import Postgres
 
 #: Seconds that an exchange may take here; how long the servers of these tests would hold one is `HELD_S`.
-WHOLE_S, SILENT_S, HELD_S = 0.4, 0.2, 30.0
+WHOLE_S, SILENT_S, HELD_S = 0.4, 0.2, 8.0
 #: The least that a REST catalog says of itself.
 CONFIG = b'HTTP/1.1 200 OK\r\ncontent-length: 31\r\n\r\n{"defaults":{},"overrides": {}}'
 
@@ -132,6 +132,55 @@ def test_a_catalog_of_pyicebergs_configuration_that_does_not_answer_is_given_up(
         source = IcebergTableSource(type="iceberg", table="n.t", catalog="theirs")
         with pytest.raises(TransientStoreError, match=r"theirs: the catalog failed: .*timed out"):
             load_others_table(lake(tmp_path), source)
+
+
+DRIPPING = dripping(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+
+
+@pytest.mark.parametrize("behaviour", [silent, DRIPPING], ids=["silent", "dripping"])
+def test_a_server_of_tokens_that_does_not_answer_is_given_up(tmp_path, monkeypatch, behaviour):
+    with server(behaviour) as port:
+        monkeypatch.setenv("PYICEBERG_CATALOG__THEIRS__URI", f"http://127.0.0.1:{port}")
+        oauth2 = {"client_id": "a", "client_secret": "b", "token_url": f"http://127.0.0.1:{port}/tokens"}
+        configured = {"type": "rest", "uri": f"http://127.0.0.1:{port}", "auth": {"type": "oauth2", "oauth2": oauth2}}
+        monkeypatch.setattr(iceberg_catalogs.Config, "get_catalog_config", lambda *_: configured)
+        source = IcebergTableSource(type="iceberg", table="n.t", catalog="theirs")
+        began = time.monotonic()
+        with pytest.raises(TransientStoreError, match=r"theirs: the catalog failed: no whole answer within .* tokens"):
+            load_others_table(lake(tmp_path), source)
+        assert time.monotonic() - began < HELD_S / 2
+
+
+#: Thrift's binary protocol: an answer whose name has 4,095 characters.
+DRIPPING_THRIFT = dripping(b"\x80\x01\x00\x02\x00\x00\x0f\xff")
+
+
+@pytest.mark.parametrize("behaviour", [silent, DRIPPING_THRIFT], ids=["silent", "dripping"])
+def test_a_catalog_in_hive_that_does_not_answer_is_given_up(tmp_path, monkeypatch, behaviour):
+    pytest.importorskip("thrift", reason="pip install 'pyiceberg[hive]'")
+    with server(behaviour) as port:
+        monkeypatch.setenv("PYICEBERG_CATALOG__THEIRS__URI", f"thrift://127.0.0.1:{port}")
+        source = IcebergTableSource(type="iceberg", table="n.t", catalog="theirs")
+        began = time.monotonic()
+        with pytest.raises(TransientStoreError, match=r"theirs: the catalog failed: (read timeout|no whole answer)"):
+            load_others_table(lake(tmp_path), source)
+        assert time.monotonic() - began < HELD_S / 2
+
+
+@pytest.mark.parametrize("behaviour", [silent, DRIPPING], ids=["silent", "dripping"])
+@pytest.mark.parametrize("service", ["glue", "dynamodb"])
+def test_a_catalog_in_a_service_of_aws_that_does_not_answer_is_given_up(tmp_path, monkeypatch, service, behaviour):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with server(behaviour) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("PYICEBERG_CATALOG__THEIRS__TYPE", service)
+        source = IcebergTableSource(type="iceberg", table="n.t", catalog="theirs")
+        began = time.monotonic()
+        with pytest.raises(TransientStoreError, match=r"theirs: the catalog failed: .*[Tt]ime"):
+            load_others_table(lake(tmp_path), source)
+        assert time.monotonic() - began < HELD_S / 2
 
 
 @pytest.mark.usefixtures("own_dialect")
