@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.exchanges import bound_answers
+from datalake_assets.named_documents import refuse_special_file
 
 if TYPE_CHECKING:
     from botocore.loaders import Loader
@@ -178,6 +179,7 @@ def _authorities() -> Path | None:
         value = os.environ.get(name)
         if value:
             file = Path(value).expanduser()
+            refuse_special_file(file)
             try:
                 status = file.stat()
                 _check_authorities(file, status.st_mtime_ns, status.st_size)

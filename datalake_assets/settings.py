@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed_sinks import declared_sinks
 from datalake_assets.feed_sources import declared_systems
+from datalake_assets.named_documents import read_named_file, refuse_special_file
 from datalake_assets.policies import problem_text
 
 if TYPE_CHECKING:
@@ -155,6 +156,16 @@ class Settings(BaseModel):
 
     @field_validator("*")
     @classmethod
+    def _authorities_are_a_file(cls, value: Any, info: ValidationInfo) -> Any:
+        if (info.field_name or "").endswith("_ca_file") and isinstance(value, str) and value:
+            try:
+                refuse_special_file(Path(value).expanduser())
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("*")
+    @classmethod
     def _address_is_plain(cls, value: Any, info: ValidationInfo) -> Any:
         """Paths may begin with ``~``, which a shell leaves alone behind ``--lake=``; URLs begin with their scheme.
 
@@ -280,7 +291,7 @@ def _of_file(file: Path) -> dict[str, Any]:
     import yaml  # noqa: PLC0415  most installations have no such file
 
     try:
-        root = yaml.compose(text := file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = yaml.compose(text := read_named_file(file).decode(), Loader=yaml.SafeLoader)
         names = [str(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:

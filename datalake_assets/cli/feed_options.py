@@ -4,31 +4,81 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from datalake_assets.cli.session import WorkCommand
+from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.named_documents import read_named_file, read_stream
 from datalake_assets.sources.base import FeedOption, System
 from datalake_assets.sources.systems import systems
 
 __all__ = [
     "STREAMS_ONLY",
     "AddCommand",
+    "Document",
     "describe",
     "discovery_parameter",
+    "document_option",
     "feed_name",
     "parameter",
     "refuse",
     "typed",
 ]
 
+FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)
+
 #: Options that mean nothing to a table.
 STREAMS_ONLY = ("partition_by", "time_column", "write", "key", "order_by", "delete_when", "envelope")
 _OPTION_NAMES = {"format_type": "--format", "owners": "--owner", "tags": "--tag"}
 _LONGEST_NAME = 128
+
+
+class Document(NamedTuple):
+    """A document that a person names.
+
+    Attributes:
+        name: Its file, for messages.
+        read: Gives what is in it.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+class _DocumentFile(click.Path):
+    """A file of a document, read whole; ``-`` is standard input."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_dash=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click has it; usage is wrong if there is no such file."""
+        if value == "-":
+            return Document("<stdin>", lambda: read_stream(sys.stdin.buffer, "<stdin>"))
+        try:
+            data = read_named_file(value)
+        except OSError as error:
+            self.fail(f"'{value}': {error.strerror}", param, ctx)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        return Document(value, lambda: data)
+
+
+def document_option(what: str, *, required: bool = False) -> Callable[[FC], FC]:
+    """The option that names a feed's document."""
+    return click.option(
+        "--file",
+        "document",
+        type=_DocumentFile(),
+        required=required,
+        metavar="FEED.json",
+        help=f"{what}; '-' is stdin.",
+    )
 
 
 class AddCommand(WorkCommand):

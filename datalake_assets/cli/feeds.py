@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import pyarrow as pa
@@ -18,8 +18,10 @@ import pyarrow as pa
 from datalake_assets.cli.feed_options import (
     STREAMS_ONLY,
     AddCommand,
+    Document,
     describe,
     discovery_parameter,
+    document_option,
     feed_name,
     parameter,
     refuse,
@@ -123,7 +125,7 @@ def _check_document(result: CheckResult) -> dict[str, Any]:
 
 
 @feeds.command(cls=AddCommand)
-@click.option("--file", "document", type=click.File("rb"), metavar="FEED.json", help="Add this document; '-' is stdin.")
+@document_option("Add this document")
 @click.option("--name", help="Name in the lake: [a-z][a-z0-9_]*.")
 @click.option("--kind", type=click.Choice(["stream", "table"]), help="Rows are appended, or landed as snapshots.")
 @click.option("--partition-by", type=click.Choice(["month", "day", "hour"]), help="Partitions.  [default: day]")
@@ -153,7 +155,7 @@ def _check_document(result: CheckResult) -> dict[str, Any]:
 @click.option("--description", help="Shown in the web UI; Markdown.")
 @json_option
 @pass_session
-def add(session: Session, *, document: BinaryIO | None, as_json: bool, source: str, **options: Any) -> None:
+def add(session: Session, *, document: Document | None, as_json: bool, source: str, **options: Any) -> None:
     """Add a feed from options, or from a file, or all that a source has.
 
     \b
@@ -165,7 +167,7 @@ def add(session: Session, *, document: BinaryIO | None, as_json: bool, source: s
     skipped: list[dict[str, str]] = []
     if document is not None:
         refuse(options, "--file", listed=listed)
-        added = [add_document(session, document.read(), file=getattr(document, "name", "-"))]
+        added = [add_document(session, document.read(), file=document.name)]
     elif listed:
         added, skipped = add_discovered(session, listed, options)
     else:
@@ -182,16 +184,9 @@ def add(session: Session, *, document: BinaryIO | None, as_json: bool, source: s
 
 
 @feeds.command(cls=WorkCommand)
-@click.option(
-    "--file",
-    "document",
-    type=click.File("rb"),
-    required=True,
-    metavar="FEED.json",
-    help="The feed as it is to be; '-' is stdin.",
-)
+@document_option("The feed as it is to be", required=True)
 @pass_session
-def update(session: Session, *, document: BinaryIO) -> None:
+def update(session: Session, *, document: Document) -> None:
     """Change a feed: its checks, schedule, compaction, owners and whatever else its document says.
 
     The document is that of 'datalake feeds show', changed; its revision tells whether somebody else was faster.
@@ -200,7 +195,7 @@ def update(session: Session, *, document: BinaryIO) -> None:
     datalake feeds show orders > orders.json
     datalake feeds update --file orders.json
     """  # noqa: D301  click reads the \b: keep these lines
-    feed = update_document(session, document.read(), file=getattr(document, "name", "-"))
+    feed = update_document(session, document.read(), file=document.name)
     say(f"updated {feed.path}, revision {feed.revision}")
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ObjectNotFound, PreconditionFailed, UnreadableFile
 from datalake_assets.lake.file_identity import checksum_of, end_checksum, stored_checksum
-from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.base import Store, is_far
 from datalake_assets.parquet.inputs import CHANGED, Input
 
 __all__ = ["Inputs"]
@@ -62,7 +62,7 @@ class Inputs:
         self._store, self._key_of, self._listed = store, key_of, list(files)
         self._adopted, self._made = adopted, made
         self.checksums: dict[str, str] = {}
-        is_remote = "://" in store.uri
+        is_remote = is_far(store.uri)
         self._whole_bytes, self._merged_bytes = WHOLE_LOCAL_BYTES, merged_bytes
         if is_remote:
             self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if may_copy else WHOLE_BYTES

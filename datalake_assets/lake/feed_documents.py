@@ -13,7 +13,7 @@ from datalake_assets.core.values import Value
 from datalake_assets.errors import ConfigError, InvalidFeed, LakeError, ObjectNotFound
 from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
 from datalake_assets.feed_sources import FeedKind
-from datalake_assets.lake.store.base import ObjectInfo, Store
+from datalake_assets.lake.store.base import ObjectInfo, Store, is_far
 
 __all__ = ["ARCHIVED", "FEEDS_PREFIX", "FeedCopy", "FeedDocuments", "FeedProblem", "RegistryListing", "feed_key"]
 
@@ -126,7 +126,7 @@ class FeedDocuments:
     def _read_all(self, infos: Iterable[ObjectInfo]) -> tuple[FeedCopy | FeedProblem, ...]:
         keys = sorted(info.key for info in infos if info.key.endswith(".json"))
         with ThreadPoolExecutor(_READERS) as readers:  # no thread before it is needed
-            read = readers.map if "://" in self._store.uri else map  # threads take longer than a disk
+            read = readers.map if is_far(self._store.uri) else map
             return tuple(found for found in read(self._read_or_report, keys) if found is not None)
 
     def _read_or_report(self, key: str) -> FeedCopy | FeedProblem | None:

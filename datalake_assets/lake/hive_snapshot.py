@@ -19,6 +19,7 @@ from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.compaction_plans import partition_health, plan_of
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.base import is_far
 from datalake_assets.lake.store.swap import retried
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ class HiveSnapshot:
     def _load(self, keys: Sequence[str]) -> list[Manifest]:
         """Manifests; those that are not known yet are read several at once."""
         unread = [key for key in dict.fromkeys(keys) if key not in self._manifests]
-        is_near = "://" not in self._folder.store.uri  # threads take longer than a disk, unless it is far away, too
-        if len(unread) <= (THREADS if is_near else 1):
+        if len(unread) <= (1 if is_far(self._folder.store.uri) else THREADS):  # a folder may be on a network, too
             self._manifests.update((key, self._read(key)) for key in unread)
         elif unread:
             with ThreadPoolExecutor(THREADS) as pool:

@@ -14,7 +14,7 @@ from datalake_assets.errors import DatalakeError, ObjectNotFound, unforeseen_tex
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import PositionKind
 from datalake_assets.lake.layout import quarantine_folder
-from datalake_assets.lake.store.base import ObjectInfo, Store
+from datalake_assets.lake.store.base import ObjectInfo, Store, is_far
 from datalake_assets.lake.tables import feed_figures, has_manifests, open_table
 
 __all__ = ["QUARANTINE_BYTES", "FeedStatistics", "lake_statistics", "rebuild_summaries"]
@@ -45,7 +45,7 @@ def lake_statistics(
             that its own catalog or folder does not have any more in ``unreadable``.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        threads = pool if "://" in store.uri else None  # local files are not read any faster by threads
+        threads = pool if is_far(store.uri) else None
         asked = request or CompactionRequest()
         return tuple(_readable_statistics(store, feed, asked, threads) for feed in feeds)
 

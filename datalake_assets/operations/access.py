@@ -11,10 +11,10 @@ import hmac
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import NAME_PATTERN
+from datalake_assets.named_documents import read_named_file
 from datalake_assets.operations.answers import REQUEST_TOO_LARGE, Answer, Code, Failure, FailureAnswer
 from datalake_assets.settings import Settings
 
@@ -106,7 +106,7 @@ class Tokens:
             ConfigError: It cannot be read, or is something else; no part of it is repeated.
         """
         try:
-            text = Path(file).read_bytes()
+            text = read_named_file(file)
         except OSError as error:
             raise ConfigError(f"the tokens' file {file} cannot be read: {error.strerror}") from error
         return cls._parsed(text, f"the tokens' file {file}")

@@ -33,7 +33,7 @@ from datalake_assets.errors import (
     UnreadableFile,
 )
 from datalake_assets.lake.layout import FeedFolder, folder_store
-from datalake_assets.lake.store.base import ObjectInfo, Store
+from datalake_assets.lake.store.base import ObjectInfo, Store, is_far
 from datalake_assets.parquet.adopted_footer import TAIL_BYTES, bytes_needed, row_groups
 
 __all__ = ["Level", "SummaryFiles", "TableMarks", "levels_above", "refuse_path", "refused", "refused_file"]
@@ -156,7 +156,7 @@ class TableMarks:
     def _look(self, levels: list[Level]) -> None:
         looks = [(level, name) for level in levels for name in (*FOLDERS_ABOVE, *FILES_ABOVE, *BEGINNINGS_ABOVE)]
         with ThreadPoolExecutor(THREADS, thread_name_prefix="marks") as pool:  # no thread before it is needed
-            answers = pool.map if "://" in self._top else map  # threads take longer than a disk
+            answers = pool.map if is_far(self._top) else map
             for (level, _), mark in zip(looks, answers(lambda look: _mark(*look), looks), strict=True):
                 if mark is not None:
                     raise refused(self._uri, f"{self._top.rstrip('/')}/{level.path}".rstrip("/") or "/", mark)

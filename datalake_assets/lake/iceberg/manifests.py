@@ -37,6 +37,7 @@ from pyiceberg.utils.schema_conversion import AvroSchemaConversion
 
 from datalake_assets.errors import CorruptLake, DatalakeError
 from datalake_assets.lake.iceberg.object_reads import LeanIO
+from datalake_assets.lake.store.base import is_far
 
 __all__ = ["DeleteManifestWriter", "Manifests", "entries_of", "manifests_of", "schema_of_spec"]
 
@@ -185,8 +186,7 @@ class Manifests:
 
     def all_entries(self, manifests: Sequence[ManifestFile]) -> Iterator[tuple[ManifestFile, list[ManifestEntry]]]:
         """The same of several manifests, in their order; where they are far away, some are fetched ahead."""
-        wanted = [each for each in manifests if not self.at_hand(each) and "://" in each.manifest_path]
-        wanted = [each for each in wanted if not each.manifest_path.startswith("file:")]
+        wanted = [each for each in manifests if not self.at_hand(each) and is_far(each.manifest_path)]
         if len(wanted) <= 1:
             yield from ((each, self.entries(each)) for each in manifests)
             return

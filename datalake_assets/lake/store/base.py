@@ -43,6 +43,7 @@ __all__ = [
     "check_conditional_writes",
     "check_key",
     "check_prefix",
+    "is_far",
     "is_reserved",
 ]
 
@@ -313,6 +314,15 @@ def check_key(key: str) -> str:
 def check_prefix(prefix: str) -> str:
     """The folder itself, if it is `""` or could be a key; otherwise raises `ConfigError`."""
     return check_key(prefix) if prefix else prefix
+
+
+def is_far(uri: str) -> bool:
+    """Whether files there are so far away that several are read at once: threads take longer than a disk.
+
+    Args:
+        uri: Of a store, or of a file; a path of this machine, too.
+    """
+    return "://" in uri and not uri.startswith("file:")
 
 
 def is_reserved(key: str) -> bool:

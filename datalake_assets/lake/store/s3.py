@@ -18,6 +18,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -135,6 +136,38 @@ _proven: set[tuple[str, str | None]] = set()  # buckets that passed `probe` in t
 _conditional_deletes: dict[tuple[str, str | None], bool] = {}  # whether deletes are, by bucket and server
 
 
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """How a bucket is asked by boto3: all parts of a store know this, and none the store, which so ends with its user.
+
+    Attributes:
+        uri: The lake's.
+        prefix: Of all keys; "" = the bucket itself.
+    """
+
+    uri: str
+    prefix: str
+
+    def where(self, key: str) -> str:
+        return f"{self.uri}/{key}"
+
+    def full(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def send(self, call: Callable[[], T], *, key: str, repeatable: bool) -> T:
+        """Make a boto3 request: repeated, boundedly, only where that is safe; its errors become ours."""
+        may = partial(may_repeat, repeatable=repeatable)
+        try:
+            for attempt in attempts(
+                on=may, attempts=ATTEMPTS, timeout=RETRY_TIMEOUT_S, wait_initial=0.1, wait_max=2.0, wait_jitter=0.1
+            ):
+                with attempt:
+                    return call()
+        except WRITE_ERRORS as error:
+            raise write_failed(error, where=self.where(key), lake=self.uri, repeatable=repeatable) from error
+        raise AssertionError("stamina ends by returning or raising")
+
+
 class S3Store:
     """A lake below a prefix of a bucket. ETags are S3's, without their quotes: opaque, and of one kind everywhere.
 
@@ -155,8 +188,10 @@ class S3Store:
         catalog: CatalogAccess = BESIDE,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        self._bucket, self._prefix, self.s3, self.catalog = bucket, check_prefix(prefix), s3, catalog
+        self._bucket, self.s3, self.catalog = bucket, s3, catalog
         self._uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        asking = _Asking(self._uri, check_prefix(prefix))
+        self._where, self._full, self._send = asking.where, asking.full, asking.send
         self._requests = RequestCounts()
         self._clients = S3Clients(bucket, prefix, s3=s3, timeout_s=timeout_s, lake=self._uri)
         self._boto, self._obstore = self._clients.boto, self._clients.obstore
@@ -180,25 +215,6 @@ class S3Store:
     def requests(self) -> RequestCounts:
         """Requests sent so far, by class; those that Arrow's filesystem makes, and obstore's retries, are not in it."""
         return self._requests
-
-    def _where(self, key: str) -> str:
-        return f"{self._uri}/{key}"
-
-    def _full(self, key: str) -> str:
-        return f"{self._prefix}/{key}" if self._prefix else key
-
-    def _send(self, call: Callable[[], T], *, key: str, repeatable: bool) -> T:
-        """Make a boto3 request: repeated, boundedly, only where that is safe; its errors become ours."""
-        may = partial(may_repeat, repeatable=repeatable)
-        try:
-            for attempt in attempts(
-                on=may, attempts=ATTEMPTS, timeout=RETRY_TIMEOUT_S, wait_initial=0.1, wait_max=2.0, wait_jitter=0.1
-            ):
-                with attempt:
-                    return call()
-        except WRITE_ERRORS as error:
-            raise write_failed(error, where=self._where(key), lake=self.uri, repeatable=repeatable) from error
-        raise AssertionError("stamina ends by returning or raising")
 
     def get(self, key: str) -> tuple[bytes, str]:
         """Body and ETag."""

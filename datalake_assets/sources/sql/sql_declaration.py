@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -15,6 +14,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from datalake_assets.errors import ConfigError, InvalidFeed
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
+from datalake_assets.named_documents import read_named_file
 from datalake_assets.policies import Duration
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import FeedOption, System
@@ -150,7 +150,7 @@ def databases(settings: SqlSettings) -> Mapping[str, str]:
         found |= _urls(settings.sql_databases.get_secret_value(), "sql_databases")
     if settings.sql_databases_file is not None:
         try:
-            text = Path(settings.sql_databases_file).read_text(encoding="utf-8")
+            text = read_named_file(settings.sql_databases_file).decode()
         except (OSError, UnicodeError) as error:
             raise ConfigError(f"sql_databases_file: it cannot be read: {type(error).__name__}") from None
         found |= _urls(text, "sql_databases_file")
