@@ -21,17 +21,15 @@ import pyarrow.dataset  # noqa: F401  imported by the first export otherwise
 
 from benchmarks.lakes import rows_and_size_mb
 from benchmarks.measuring import Stopwatch, Target, Used, print_targets
-from datalake_assets.cli.session import prepare_home
+from datalake_assets.cli.export import ExportRequest, all_feeds, export_in_turn, reads_ahead
+from datalake_assets.cli.output import ExportProgress
+from datalake_assets.cli.session import Session, prepare_home
 from datalake_assets.core.facts import ExportResult
-from datalake_assets.defs.feeds.runner import export_feed
 from datalake_assets.defs.runtime import open_instance
 from datalake_assets.demo.demo_feeds import demo_feeds
-from datalake_assets.demo.demo_lake import demo_stand_in, prepare_demo
+from datalake_assets.demo.demo_lake import prepare_demo
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: F401  imported by the server's start otherwise
-from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import open_store
-from datalake_assets.settings import Settings
-from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
+from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 from datalake_assets.sources.ksqldb.source import KsqlDB  # noqa: F401  imported by the first export otherwise
 
 __all__ = ["main"]
@@ -54,7 +52,8 @@ def main(arguments: Sequence[str]) -> None:
     print("\nsecond pass, counted")
     results, used, rows = one_pass(records, ephemeral=chosen.ephemeral)
     print(f"\n{used.wall_s:.2f} s, {used.cpu_s - used.startup_cpu_s:.2f} CPU-s, {used.peak_rss_mb:.0f} MiB")
-    print(f"{_silence_s():g} s of them are the silence that ends push queries, which have no other end\n")
+    silences = ", ".join(f"{each:g} s" for each in _silences())
+    print(f"push queries have no end but silence, here of {silences}: they are begun before their turn\n")
     wanted_s = WANTED_IN_MEMORY_S if chosen.ephemeral else WANTED_S
     failed = [result for result in results if result.error]
     print_targets(
@@ -67,14 +66,10 @@ def main(arguments: Sequence[str]) -> None:
     )
 
 
-def _silence_s() -> float:
-    """Seconds for which the exports of the demo's feeds wait for rows that do not come."""
-    sources = [(feed.source, feed.kind) for feed in demo_feeds(dt.date(2025, 1, 1)) if feed.is_exported]
-    return sum(
-        source.idle_s
-        for source, kind in sources
-        if isinstance(source, KsqlDBSource) and source.reading(kind) == KsqlDBMode.OFFSETS
-    )
+def _silences() -> list[float]:
+    """Seconds for which each of the demo's push queries waits for rows that do not come."""
+    feeds = [feed for feed in demo_feeds(dt.date(2025, 1, 1)) if feed.ends_by_silence]
+    return [feed.source.idle_s for feed in feeds if isinstance(feed.source, KsqlDBSource)]
 
 
 def one_pass(records: int, *, ephemeral: bool) -> tuple[list[ExportResult], Used, dict[str, int]]:
@@ -84,26 +79,30 @@ def one_pass(records: int, *, ephemeral: bool) -> tuple[list[ExportResult], Used
         lake.mkdir()
         os.environ["DAGSTER_HOME"] = str(Path(folder) / "dagster")
         watch = Stopwatch()
-        results = export(Settings(lake=str(lake)), records, ephemeral=ephemeral)
+        results = export(str(lake), records, ephemeral=ephemeral)
         used = watch.stop()
         rows = {name: rows_and_size_mb(lake / name)[0] for name in ("streams", "tables")}
     return results, used, rows
 
 
-def export(settings: Settings, records: int, *, ephemeral: bool) -> list[ExportResult]:
-    """What `datalake demo` does, without its console."""
-    store = open_store(settings.lake)
+def export(lake: str, records: int, *, ephemeral: bool) -> list[ExportResult]:
+    """What `datalake demo` does, without its console, its queue and its marts."""
+    session = Session(lake)
     with _timed("lake and feeds"):
-        feeds = [FeedRegistry(store).add(feed) for feed in demo_feeds(prepare_demo(store, records).start)]
-    with _timed("Dagster's instance"):
-        prepare_home()
-        instance = dg.DagsterInstance.ephemeral() if ephemeral else open_instance()
-    results = []
-    with instance, demo_stand_in(settings, store, {"ksqldb"}) as served:
-        for feed in feeds:
-            with _timed(feed.path):
-                results.append(export_feed(served, feed.name, instance=instance))
-    return results
+        for feed in demo_feeds(prepare_demo(session.store, records).start):
+            session.registry.add(feed)
+        feeds, request = all_feeds(session).feeds, ExportRequest()
+    prepare_home()
+    with (
+        session.serving({"ksqldb"}),
+        ExportProgress() as progress,
+        reads_ahead(session, feeds, request) as ahead,
+    ):
+        ahead.begin(0)
+        with _timed("Dagster's instance"):
+            instance = dg.DagsterInstance.ephemeral() if ephemeral else open_instance()
+        with instance:
+            return export_in_turn(session, feeds, request, progress, instance=instance, ahead=ahead)
 
 
 @contextmanager

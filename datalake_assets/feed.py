@@ -307,6 +307,11 @@ class Feed(Model):
         return isinstance(source, SystemSource) and self.kind is FeedKind.STREAM and source.can_be_followed
 
     @property
+    def ends_by_silence(self) -> bool:
+        """Whether a read is over only once nothing came for a while."""
+        return isinstance(self.source, SystemSource) and self.source.ends_by_silence(self.kind)
+
+    @property
     def row_time(self) -> str | None:
         """The lake column that says when a row was: the declared one, or a stream's own timestamp; None if unknown."""
         if self.time_column is None and self.kind is FeedKind.STREAM and isinstance(self.source, SystemSource):

@@ -105,6 +105,10 @@ class SystemSource(SourceModel):
         """Whether the system gives a stream's rows as they come (`datalake_assets.sources.base.Follows`)."""
         return False
 
+    def ends_by_silence(self, kind: FeedKind) -> bool:  # noqa: ARG002  some systems' reads do
+        """Whether a read is over only once nothing came for a while (`datalake_assets.sources.base.BeginsAhead`)."""
+        return False
+
     @abstractmethod
     def position_kind(self, kind: FeedKind) -> PositionKind:
         """The kind of positions that the rows carry, if they are read for a feed of this kind."""

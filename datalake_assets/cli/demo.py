@@ -16,7 +16,8 @@ from pathlib import Path
 
 import click
 
-from datalake_assets.cli.export import ExportRequest, all_feeds, export_feeds, result_document, result_table
+from datalake_assets.cli.export import ExportRequest, all_feeds, export_feeds
+from datalake_assets.cli.export_results import result_document, result_table
 from datalake_assets.cli.output import as_table, print_json, say, terminal_width, warn
 from datalake_assets.cli.report import console_report, lake_report
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home

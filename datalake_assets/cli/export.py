@@ -1,6 +1,7 @@
 """``datalake export``: lands feeds, by the same Dagster assets that the web UI shows.
 
-Feeds are exported one after the other in this process; with ``--parallel``, each in a child process that runs
+Feeds are exported one after the other in this process; reads that end by silence are begun before their turn, so that
+the silences of several pass at once. With ``--parallel``, each in a child process that runs
 ``datalake export`` for it, at most so many at once.
 """
 
@@ -13,18 +14,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from datalake_assets.cli.output import ExportProgress, as_table, one_line, print_json, say, terminal_width, warn
+from datalake_assets.cli.export_results import checks_failed, print_results, result_of_document
+from datalake_assets.cli.output import ExportProgress, one_line, warn
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home
-from datalake_assets.core.facts import ExportResult, FailedCheck, PartitionFacts
+from datalake_assets.cli.signals import heeded_afterwards
+from datalake_assets.core.facts import ExportResult
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
-from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import PositionKind
@@ -36,16 +39,17 @@ from datalake_assets.lake.tables import open_table
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
+    from datalake_assets.sources.reads_ahead import ReadsAhead
+
 __all__ = [
     "ExportRequest",
     "all_feeds",
     "export",
     "export_feeds",
     "export_in_children",
+    "export_in_turn",
     "one_feed",
-    "print_results",
-    "result_document",
-    "result_table",
+    "reads_ahead",
 ]
 
 
@@ -111,7 +115,7 @@ def export(
     print_results(results, as_json=as_json)
     if chosen.problems or not all(result.success for result in results):
         raise click.exceptions.Exit(1)
-    if not ignore_checks and any(map(_checks_failed, results)):
+    if not ignore_checks and any(map(checks_failed, results)):
         raise click.exceptions.Exit(CHECKS_FAILED)
 
 
@@ -229,17 +233,32 @@ def export_feeds(
         _refuse_unconfigured(session, feeds)
         if parallel > 1 and len(feeds) > 1:
             return export_in_children(session, feeds, request, progress, parallel=parallel)
-        # Dagster takes a second to import, which children and usage errors need not wait for
-        from datalake_assets.defs.feeds.runner import warm_up  # noqa: PLC0415
-        from datalake_assets.defs.resources import Lake  # noqa: PLC0415
-        from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415
-        from datalake_assets.defs.upkeep.queued_events import report_queued  # noqa: PLC0415
+        with reads_ahead(session, feeds, request) as ahead, ExitStack() as stack:
+            ahead.begin(0)
+            with heeded_afterwards():
+                # Dagster takes a second to import, which children, usage errors and reads ahead need not wait for
+                from datalake_assets.defs.feeds.runner import warm_up  # noqa: PLC0415
+                from datalake_assets.defs.resources import Lake  # noqa: PLC0415
+                from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415
+                from datalake_assets.defs.upkeep.queued_events import report_queued  # noqa: PLC0415
 
-        with open_instance() as instance:
-            warm_up(session.settings)
-            done = [_ended(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
+                instance = stack.enter_context(open_instance())
+                warm_up(session.settings)
+            done = export_in_turn(session, feeds, request, progress, instance=instance, ahead=ahead)
             report_queued(Lake(session.settings), instance)  # Dagster is loaded: what waits for it need not wait on
             return done
+
+
+def reads_ahead(session: Session, feeds: Sequence[Feed], request: ExportRequest) -> ReadsAhead:
+    """What begins the feeds' reads before their turn; nothing where a person decides of what is found at the source."""
+    from datalake_assets.sources.reads_ahead import ReadsAhead  # noqa: PLC0415  not needed for --help
+    from datalake_assets.sources.systems import connect  # noqa: PLC0415  not needed for --help
+
+    return ReadsAhead(
+        () if request.new_epoch else feeds,
+        plan=lambda feed: open_table(session.store, feed).plan().request,
+        connect=lambda type_: connect(type_, session.settings),
+    )
 
 
 def _refuse_unconfigured(session: Session, feeds: Sequence[Feed]) -> None:
@@ -258,90 +277,6 @@ def _refuse_unconfigured(session: Session, feeds: Sequence[Feed]) -> None:
         raise errors[0]
 
 
-def print_results(results: Sequence[ExportResult], *, as_json: bool) -> None:
-    """Prints the table, or the document, of an export."""
-    if as_json:
-        print_json({"feeds": [result_document(result) for result in results]})
-    elif any(result.success for result in results):
-        say("\n" + result_table(results))
-
-
-def result_document(result: ExportResult) -> dict[str, Any]:
-    """What ``--json`` says of an export: ``rows``, ``files`` and ``size_bytes`` are what readers of the feed get."""
-    now = result.readable
-    return {
-        "feed": result.feed,
-        "kind": result.kind,
-        "rows": now.rows,
-        "new_rows": result.rows_added,
-        "rows_read": result.rows_read,
-        "quarantined": result.rows_quarantined,
-        "files": now.files,
-        "size_bytes": now.size_bytes,
-        "partitions": now.partitions,
-        "landed": [{name: getattr(each, name) for name in _LANDED} for each in result.partitions],
-        "seconds": round(result.seconds, 3),
-        "run_id": result.run_id,
-        "error": result.error,
-        "notes": result.notes,
-        "checks": [asdict(check) for check in result.checks],
-    }
-
-
-#: What a document says of a partition.
-_LANDED = ("key", "rows", "rows_added", "files", "small_files", "size_bytes")
-
-
-def _result(document: Mapping[str, Any]) -> ExportResult:
-    """The inverse of `result_document`, but for the feed's totals."""
-    return ExportResult(
-        feed=document["feed"],
-        kind=document["kind"],
-        run_id=document["run_id"],
-        partitions=tuple(PartitionFacts(**each) for each in document["landed"]),
-        rows_read=document["rows_read"],
-        rows_quarantined=document["quarantined"],
-        seconds=document["seconds"],
-        error=document["error"],
-        notes=tuple(document["notes"]),
-        checks=tuple(FailedCheck(**each) for each in document["checks"]),
-    )
-
-
-def result_table(results: Sequence[ExportResult]) -> str:
-    """A line per feed that was exported."""
-    done = [result for result in results if result.success]
-    quarantine, checks = any(result.rows_quarantined for result in done), any(result.checks for result in done)
-    columns = ["feed", "rows", "new rows", "files", "size", "partitions", "seconds"]
-    rows = [
-        [
-            f"{result.folder or f'{result.kind}s'}/{result.feed}",
-            f"{result.readable.rows:,}",
-            f"{result.rows_added:,}",
-            result.readable.files,
-            size_text(result.readable.size_bytes),
-            result.readable.partitions,
-            f"{result.seconds:.1f}",
-            *([result.rows_quarantined] if quarantine else []),
-            *([_checks_text(result)] if checks else []),
-        ]
-        for result in done
-    ]
-    return as_table([*columns, *["quarantined"] * quarantine, *["checks"] * checks], rows, width=terminal_width())
-
-
-def _checks_failed(result: ExportResult) -> int:
-    """How many checks found an error; warnings are none."""
-    return len({check.check for check in result.checks if check.level == "error"})
-
-
-def _checks_text(result: ExportResult) -> str:
-    """``1 failed, 2 warn``; empty if all passed."""
-    failed = _checks_failed(result)
-    warned = len({check.check for check in result.checks}) - failed
-    return ", ".join(f"{count} {what}" for count, what in ((failed, "failed"), (warned, "warn")) if count)
-
-
 def _ended(progress: ExportProgress, result: ExportResult) -> ExportResult:
     """Shows that a feed's export has ended, and why if it failed."""
     name = result.feed
@@ -358,8 +293,42 @@ def _ended(progress: ExportProgress, result: ExportResult) -> ExportResult:
     return result
 
 
+def export_in_turn(
+    session: Session,
+    feeds: Sequence[Feed],
+    request: ExportRequest,
+    progress: ExportProgress,
+    *,
+    instance: DagsterInstance,
+    ahead: ReadsAhead,
+) -> list[ExportResult]:
+    """Exports feeds one after the other, while those that follow may be read already; their results, in that order.
+
+    Args:
+        session: Of the command; the sources are being served.
+        feeds: The feeds.
+        request: What to export of each.
+        progress: Told how far each is.
+        instance: Dagster's instance.
+        ahead: What begins reads before their turn.
+    """
+    done = []
+    for turn, feed in enumerate(feeds):
+        ahead.begin(turn)
+        result = _export_here(session, feed, request, progress, instance=instance, ahead=ahead)
+        done.append(_ended(progress, result))
+        ahead.end(feed)
+    return done
+
+
 def _export_here(
-    session: Session, feed: Feed, request: ExportRequest, progress: ExportProgress, instance: DagsterInstance
+    session: Session,
+    feed: Feed,
+    request: ExportRequest,
+    progress: ExportProgress,
+    *,
+    instance: DagsterInstance,
+    ahead: ReadsAhead,
 ) -> ExportResult:
     from datalake_assets.defs.feeds.runner import export_feed  # noqa: PLC0415  Dagster takes a second
 
@@ -378,6 +347,7 @@ def _export_here(
             new_epoch=request.new_epoch,
             instance=instance,
             on_progress=advance,
+            instead_of=ahead.instead_of,
         )
     except DatalakeError as error:
         return ExportResult(feed.name, feed.kind.value, seconds=time.monotonic() - began, error=str(error))
@@ -472,7 +442,7 @@ class _Children:
             lines = [line for line in errors.splitlines() if line.strip()]
             last = one_line(lines[-1]).removeprefix("Error: ") if lines else "it said nothing"
             return ExportResult(feed.name, feed.kind.value, error=f"its process ended with {child.returncode}: {last}")
-        return _result(document)
+        return result_of_document(document)
 
     def _started(self, feed: Feed) -> subprocess.Popen[str]:
         return subprocess.Popen(

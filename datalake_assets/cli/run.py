@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import click
 
 from datalake_assets.cli.deliver import delivering
-from datalake_assets.cli.export import ExportRequest, export_feeds, print_results
+from datalake_assets.cli.export import ExportRequest, export_feeds
+from datalake_assets.cli.export_results import print_results
 from datalake_assets.cli.live import page_options, shown_live
 from datalake_assets.cli.output import say, warn
 from datalake_assets.cli.session import Session, WorkCommand, pass_session, tell_dagster

@@ -9,11 +9,15 @@ the handler of both is ours, and tells the signals apart by their numbers.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["heed", "heed_signals"]
+__all__ = ["heed", "heed_signals", "heeded_afterwards"]
 
 _ignored = False
+#: The signals that came while a block holds them back; None while none does.
+_held: list[int] | None = None
 
 
 def heed_signals() -> frozenset[int]:
@@ -36,5 +40,29 @@ def heed(number: int, _frame: FrameType | None) -> None:
     Raises:
         KeyboardInterrupt: The process is to end.
     """
-    if number != signal.SIGINT or not _ignored:
+    if number == signal.SIGINT and _ignored:
+        return
+    if _held is None or _held:
+        raise KeyboardInterrupt
+    _held.append(number)
+
+
+@contextmanager
+def heeded_afterwards() -> Iterator[None]:
+    """Has a signal interrupt only at the end of the block, which takes a second or so; a second signal does it at once.
+
+    For imports, and for what opens databases: libraries take an interruption for errors of their own there, which they
+    log, or raise as another error.
+
+    Raises:
+        KeyboardInterrupt: A signal came, and the block ended without an error.
+    """
+    global _held  # noqa: PLW0603  so are handlers of signals
+    came: list[int] = []
+    _held = came
+    try:
+        yield
+    finally:
+        _held = None
+    if came:
         raise KeyboardInterrupt

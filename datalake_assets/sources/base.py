@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BeginsAhead",
     "DecodesAgain",
     "DecodesItems",
     "FeedOption",
@@ -123,6 +124,21 @@ class Follows(Protocol):
         Args:
             feed: A feed whose rows are numbered (positions ``offsets``).
             request: Where to begin; never a window.
+        """
+
+
+@runtime_checkable
+class BeginsAhead(Protocol):
+    """A system whose reads may end by silence, and are begun ahead; its model says so (``ends_by_silence``)."""
+
+    def read_ahead(self, feed: Feed, request: ReadRequest, *, is_wanted: Callable[[], bool]) -> Batches:
+        """Prepares to read ``feed`` as `SourceSystem.read` does, but so that an iteration may be told to end.
+
+        Args:
+            feed: A feed whose reads end by silence.
+            request: What is read.
+            is_wanted: Asked at least each half second while no row comes: False ends the iteration, with whatever was
+                begun at the system. It needs not be asked while the system is asked for rows that are missing.
         """
 
 

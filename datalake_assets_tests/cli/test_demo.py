@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from click.testing import Result
 
-from datalake_assets.cli.export import result_table
+from datalake_assets.cli.export_results import result_table
 from datalake_assets.core.facts import ExportResult, FeedTotals, PartitionFacts
 from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, DEMO_MART_NAMES, DEMO_QUEUE_NAMES
 from datalake_assets.demo.demo_lake import read_demo

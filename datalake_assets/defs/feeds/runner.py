@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from datalake_assets.core.batches import Batches
 from datalake_assets.core.facts import ExportResult, FailedCheck, PartitionFacts
 from datalake_assets.defs.feeds.assets import (
     IO_MANAGER_KEY,
@@ -31,7 +32,7 @@ from datalake_assets.defs.metadata import (
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
 from datalake_assets.defs.runtime import isolated, known_dagster_warnings_ignored, open_instance
-from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager, progress_told_to
+from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager, progress_told_to, reads_begun
 from datalake_assets.defs.storage.mart_assets import upstream
 from datalake_assets.errors import ConfigError, DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed
@@ -260,6 +261,7 @@ def export_feed(
     new_epoch: bool = False,
     instance: dg.DagsterInstance | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    instead_of: Callable[[Feed, Batches], Batches] | None = None,
 ) -> ExportResult:
     """Runs a feed's asset in this process, so that Dagster's UI shows it like any other run.
 
@@ -271,6 +273,7 @@ def export_feed(
         new_epoch: Accept that the source was recreated or has lost rows.
         instance: Dagster's instance; default: the one of ``DAGSTER_HOME``.
         on_progress: Called with how far the write is.
+        instead_of: Gives for a feed, and the read that its run would begin, one that was begun before.
 
     Returns:
         What came of it. A `DatalakeError` of the run becomes ``error``, and never an exception.
@@ -285,7 +288,7 @@ def export_feed(
     config = ExportConfig(allow_shrink=allow_shrink, new_epoch=new_epoch)
     own = instance or _own_instance(os.environ.get("DAGSTER_HOME", ""))
     repair_runs(own)
-    with progress_told_to(on_progress), repaired_meanwhile(own):
+    with progress_told_to(on_progress), reads_begun(instead_of), repaired_meanwhile(own):
         return runner.export(own, name, partitions=partitions, config=config, quiet=True)
 
 

@@ -52,6 +52,7 @@ __all__ = [
     "progress_told_to",
     "read_as",
     "read_feed",
+    "reads_begun",
 ]
 
 #: A run's log gets a line of progress this often.
@@ -138,7 +139,7 @@ def read_feed(
         table = lake.table(feed)
         plan = table.plan(partitions, new_epoch=new_epoch)
         request = replace(plan.request, items=tuple(items)) if items else plan.request
-        batches, environment = source.read(feed, request), lake.settings.env
+        batches, environment = _begun.get()(feed, source.read(feed, request)), lake.settings.env
         waiting = functools.partial(source.backlog, feed) if isinstance(source, HasBacklog) else None
         lineage = functools.partial(lineage_metadata, lake, feed) if feed.is_mart else None
         read = FeedRead(feed, table, batches, tuple(partitions), allow_shrink, environment=environment)
@@ -186,6 +187,27 @@ def _metadata_of(read: FeedRead, one: PartitionFacts, report: WriteReport, lake_
         **partition_metadata(read.feed, one, lake_uri=lake_uri, schema=report.schema),
         **recommendation_metadata(read.feed, one, read.environment),
     }
+
+
+@contextmanager
+def reads_begun(instead_of: Callable[[Feed, Batches], Batches] | None) -> Iterator[None]:
+    """Has the reads of this thread be others while the block runs, which were begun before.
+
+    Args:
+        instead_of: Gives for a feed, and the read that a run would begin, the one that it takes; None leaves all as is.
+    """
+    token = _begun.set(instead_of or _as_read)
+    try:
+        yield
+    finally:
+        _begun.reset(token)
+
+
+def _as_read(_: Feed, batches: Batches) -> Batches:
+    return batches
+
+
+_begun: ContextVar[Callable[[Feed, Batches], Batches]] = ContextVar("reads_begun", default=_as_read)
 
 
 @contextmanager

@@ -70,6 +70,10 @@ class KsqlDBSource(SystemSource):
         """Numbered rows come by a push query."""
         return self.mode is KsqlDBMode.OFFSETS
 
+    def ends_by_silence(self, kind: FeedKind) -> bool:
+        """Push queries have no other end."""
+        return self.position_kind(kind) is PositionKind.OFFSETS and self.offset_columns is None
+
     def position_kind(self, kind: FeedKind) -> PositionKind:
         """Snapshots of tables; offsets or windows of streams, by mode."""
         if kind is FeedKind.TABLE:

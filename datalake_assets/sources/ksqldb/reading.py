@@ -355,6 +355,7 @@ class OffsetReader:
         request: What is wanted.
         watch: Whether what comes next is still there.
         unfinished: Why the read ended before all was read; empty if it was not so.
+        is_wanted: Whether an endless query is to be read on; one that is not just ends.
     """
 
     client: KsqlClient
@@ -362,6 +363,7 @@ class OffsetReader:
     request: ReadRequest
     watch: PositionWatch
     unfinished: str = ""
+    is_wanted: Callable[[], bool] = lambda: True
     _scanned: SeenOffsets | None = field(default=None, init=False)
     _first_row: FirstRow = field(init=False)
 
@@ -398,7 +400,7 @@ class OffsetReader:
         batcher, pace = self._batcher(running.layout), Pace(declared(self.query.feed).idle_s, self.client.timeout_s)
         beginning = Beginning(self._first_row)
         began_ms = int(time.time() * 1000)
-        while True:
+        while self.is_wanted():
             for block in pace.poll(running):
                 batch = batcher.batch(block)
                 beginning.is_over = beginning.is_over or block.lines > 0

@@ -93,6 +93,10 @@ class KsqlDB:
         """Prepares to read ``feed`` by a push query that goes on; implements `Follows`."""
         return _KsqlBatches(self._client, feed, request, follows=True)
 
+    def read_ahead(self, feed: Feed, request: ReadRequest, *, is_wanted: Callable[[], bool]) -> Batches:
+        """Prepares to read ``feed`` in a way that can be given up; implements `BeginsAhead`."""
+        return _KsqlBatches(self._client, feed, request, is_wanted=is_wanted)
+
     def discover(self) -> Iterator[SourceObject]:
         """Lists streams and tables; the note says why one cannot be landed.
 
@@ -164,8 +168,17 @@ class _Read:
 class _KsqlBatches:
     """One read of a feed."""
 
-    def __init__(self, client: KsqlClient, feed: Feed, request: ReadRequest, *, follows: bool = False) -> None:
-        self._client, self._feed, self._request, self._follows = client, feed, request, follows
+    def __init__(
+        self,
+        client: KsqlClient,
+        feed: Feed,
+        request: ReadRequest,
+        *,
+        follows: bool = False,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._client, self._feed, self._request = client, feed, request
+        self._follows, self._is_wanted = follows, is_wanted
         self._declared = declared(feed)
         self._source = client.source(self._declared.object)
         self._schema: pa.Schema | None = None
@@ -352,7 +365,7 @@ class _KsqlBatches:
         # a pull's window is the server's to filter: it hides the row that would vouch for the position
         vouched = query.push or self._request.window is None
         watch = PositionWatch(self._source, self._starts, vouched=vouched)
-        return OffsetReader(self._client, query, self._request, watch)
+        return OffsetReader(self._client, query, self._request, watch, is_wanted=self._is_wanted)
 
     def _query(
         self,
