@@ -6,13 +6,16 @@ added up, independently of their order, by DuckDB: none of our code has a say in
 ``python -m benchmarks.compaction_reading cost ROUNDS READER,... FOLDER ...`` prints CPU seconds by folder, reader and
 query: some rows by their ids, an aggregate of two columns by two others, and all rows with all columns. One process
 reads all folders in turns: between processes, what memory costs differs by more than the files do. Whichever way files
-were written, all of them are in the page cache in the same way: they are thrown out of it and read again.
+were written, all of them are in the page cache in the same way: they are thrown out of it and read again. Of two files
+that are the same, one can take 4 % more than the other, by where its pages came to lie and by whose turn was before; so
+they are put there anew every few rounds, and turns are shuffled.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +35,8 @@ __all__ = ["main", "print_cost"]
 #: Rows that are looked up one after the other, all over the files: of a writer's row groups some are small, and a row
 #: may lie in one of these.
 POINTS = 5
+#: Rounds before all files are put into the page cache anew.
+ROUNDS_IN_PLACE = 5
 #: Every column, in forms that all writers agree on.
 VALUES = (
     "id, account_id, quantity, price, score, epoch_us(event_time), "
@@ -55,21 +60,27 @@ def main(folder: Path, wanted: Sequence[str]) -> None:
 def print_cost(rounds: int, readers: Sequence[str], folders: Sequence[str]) -> None:
     """Prints CPU seconds of each round by folder, by reader and by query, as one JSON object."""
     files = {folder: [*map(str, sorted(Path(folder).rglob("*.parquet")))] for folder in folders}
-    found: dict[str, dict[str, dict[str, list[float]]]] = {folder: {} for folder in folders}
-    for folder in folders:
-        _warm(files[folder])
     rows = sum(pq.read_metadata(file).num_rows for file in files[folders[0]])
     ids = [rows * (2 * number + 1) // (2 * POINTS) for number in range(POINTS)]
-    for reader in readers:
-        queries = {folder: READERS[reader](files[folder], ids) for folder in folders}
-        for name in queries[folders[0]]:
+    queries = {reader: {folder: READERS[reader](files[folder], ids) for folder in folders} for reader in readers}
+    found = {
+        folder: {reader: {name: list[float]() for name in queries[reader][folder]} for reader in readers}
+        for folder in folders
+    }
+    turns, shuffled = [*folders], random.Random(0)
+    for number in range(rounds):
+        is_first = number % ROUNDS_IN_PLACE == 0
+        if is_first:
             for folder in folders:
-                queries[folder][name]()  # the first run clears memory that the others use again
-                found[folder].setdefault(reader, {})[name] = []
-            for number in range(rounds):
-                first = number % len(folders)
-                for folder in (*folders[first:], *folders[:first]):
-                    found[folder][reader][name].append(_cpu_s(queries[folder][name]))
+                _warm(files[folder])
+        for reader in readers:
+            for name in queries[reader][folders[0]]:
+                if is_first:  # a first run clears memory that the others use again
+                    for folder in folders:
+                        queries[reader][folder][name]()
+                shuffled.shuffle(turns)
+                for folder in turns:
+                    found[folder][reader][name].append(_cpu_s(queries[reader][folder][name]))
     print(json.dumps(found))
 
 

@@ -107,7 +107,7 @@ class ParquetFormat(Model):
     compression: Literal["snappy", "zstd"] = "snappy"
     profile: Literal["compatible", "compact"] = "compatible"
     target_file_size_bytes: Annotated[int, Field(ge=1 * MIB, le=4096 * MIB)] = 128 * MIB
-    row_group_bytes: Annotated[int, Field(ge=1 * MIB, le=1024 * MIB)] = 11 * MIB
+    row_group_bytes: Annotated[int, Field(ge=1 * MIB, le=1024 * MIB)] = 23 * MIB // 2
     parts: Annotated[tuple[PartitionPart, ...], Field(max_length=MOST_PARTS)] = ()
     also: tuple[Literal["avro"], ...] = ()
     folder: str = ""

@@ -148,7 +148,7 @@ DICTIONARY_PAGE_BYTES = MIB
 BUFFER_BYTES = 256 << 10
 #: Decoded: in larger row groups readers pay more for one row, and in smaller ones for all, than in those of the writers
 #: that are read fastest (`benchmarks compaction --only tiny`).
-ROW_GROUP_BYTES = 11 * MIB
+ROW_GROUP_BYTES = 23 * MIB // 2
 ZSTD_LEVEL = 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
