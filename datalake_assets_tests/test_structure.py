@@ -104,6 +104,7 @@ REASONS = {
     "sources.ksqldb.decode.flat": "the fast way for rows without nesting",
     "sources.ksqldb.decode.response": "the framing of answers, apart from their rows",
     "sources.sqs.given_messages": "messages that a Lambda function is given; exports receive theirs",
+    "sources.reads_ahead": "threads, and what is held between them; only commands begin reads before their turn",
     "sources.ksqldb.reading": "when a read is at its end; the largest subject of the source",
     "testing.stores": "a suite that every store runs; that of staged files looks at a store as it does",
 }
