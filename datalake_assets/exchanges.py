@@ -15,17 +15,27 @@ import functools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from botocore.session import Session
-
-__all__ = ["WHOLE_S", "Exchange", "bound_answers", "bound_others", "bounded", "hang_up", "tell_connections"]
+__all__ = [
+    "WHOLE_S",
+    "Exchange",
+    "HttpxConnections",
+    "bound_answers",
+    "bound_others",
+    "bounded",
+    "hang_up",
+    "tell_connections",
+]
 
 #: Seconds for an exchange of a request and an answer of moderate size.
 WHOLE_S = 120.0
+#: httpx's own limit of connections at once.
+_CONNECTIONS_KEPT = 100
 
 
 class Exchange:
@@ -167,6 +177,38 @@ def bound_others(whole_s: float) -> None:
     _others.whole_s = whole_s
 
 
+class HttpxConnections:
+    """The connections of a client of httpx, which does not say which of them an exchange uses: any may be hung up."""
+
+    def __init__(self) -> None:
+        self._streams: deque[Any] = deque(maxlen=_CONNECTIONS_KEPT)
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Takes note of new ones: for the extension ``trace`` of a request."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._streams.append(info["return_value"])
+            if _own.exchange is not None:
+                _own.exchange.uses(partial(info["return_value"].get_extra_info, "socket"))
+
+    def begin(self, request: Any) -> None:
+        """Takes note of the connections of a request: for the client's hook of requests.
+
+        Raises:
+            TimeoutError: The exchange that it would be of is late, and has to end.
+        """
+        if _own.exchange is not None and _own.exchange.is_late:
+            raise TimeoutError(_own.exchange.reason)
+        request.extensions["trace"] = self.trace
+
+    @contextmanager
+    def bounded(self, whole_s: float) -> Iterator[None]:
+        """As `bounded`."""
+        with bounded(whole_s) as exchange:
+            for stream in tuple(self._streams):
+                exchange.uses(partial(stream.get_extra_info, "socket"))
+            yield
+
+
 @functools.cache
 def tell_connections() -> None:
     """Has all connections that urllib3 makes from now on tell the exchanges that they are used by; once is enough."""
@@ -174,6 +216,12 @@ def tell_connections() -> None:
 
     _mixed(connectionpool.HTTPConnectionPool)
     _mixed(connectionpool.HTTPSConnectionPool)
+
+
+class _Events(Protocol):
+    """What takes hooks."""
+
+    def register(self, event_name: str, handler: Any, unique_id: str | None = None) -> None: ...
 
 
 @functools.cache
@@ -189,13 +237,13 @@ def _mixed(pool: Any) -> None:
     pool.ConnectionCls = type(pool.ConnectionCls.__name__, (_Telling, pool.ConnectionCls), {})
 
 
-def bound_answers(session: Session, whole_s: float = WHOLE_S) -> None:
-    """Gives each exchange of the clients that a session of botocore makes an end: not for files, which may take long.
+def bound_answers(events: _Events, whole_s: float = WHOLE_S) -> None:
+    """Gives each exchange of a client of botocore, or of those that a session makes, an end: not for those of files.
 
     They raise botocore's ``ReadTimeoutError`` then, and try again what fails otherwise only within that time.
 
     Args:
-        session: Makes the clients, from now on.
+        events: The session, or the client's events.
         whole_s: Seconds that an exchange may last, and after which none follows one that broke off.
     """
     from botocore.exceptions import ReadTimeoutError  # noqa: PLC0415  a tenth of a second, for those who need it
@@ -204,9 +252,15 @@ def bound_answers(session: Session, whole_s: float = WHOLE_S) -> None:
     began = threading.local()
 
     def begin(request: Any, **_: Any) -> None:
-        if (broken := getattr(began, "exchange", None)) is not None:  # its answer could not be parsed
-            broken.end()
         began.exchange, began.url = Exchange(whole_s), str(request.url).partition("?")[0]
+
+    def received(**_: Any) -> None:
+        """Before what came is parsed, which may be half of an answer."""
+        exchange = getattr(began, "exchange", None)
+        if exchange is not None:
+            exchange.end()
+            if exchange.is_late:
+                raise ReadTimeoutError(endpoint_url=f"{began.url} ({exchange.reason})")
 
     def end(*, context: dict[str, Any], exception: Exception | None, **_: Any) -> None:
         exchange, began.exchange = getattr(began, "exchange", None), None
@@ -219,6 +273,6 @@ def bound_answers(session: Session, whole_s: float = WHOLE_S) -> None:
         if exception is not None and time.monotonic() - first > whole_s:
             raise exception
 
-    hooks: dict[str, Any] = {"before-send": begin, "response-received": end}
+    hooks: dict[str, Any] = {"before-send": begin, "before-parse": received, "response-received": end}
     for event, hook in hooks.items():
-        session.register(event, hook, unique_id=f"datalake {event}")
+        events.register(event, hook, unique_id=f"datalake {event}")

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from email.message import EmailMessage
 from email.utils import make_msgid
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from datalake_assets.errors import ConfigError, DatalakeError, SourceRefused, SourceUnavailable
+from datalake_assets.exchanges import Exchange, HttpxConnections, bounded
 from datalake_assets.network import aws_client, route_to
 from datalake_assets.notify.incidents import Message
 from datalake_assets.retrying import attempts
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Attempts at a message that was not taken for a reason that passes; whoever keeps it tries again later.
 ATTEMPTS = 3
-_TIMEOUT_S = 10.0
+#: Seconds for the next bytes of an answer, and for sending a message.
+_TIMEOUT_S, _WHOLE_S = 10.0, 30.0
 #: SNS limits: characters of a subject, and bytes of a message.
 _SUBJECT, _MESSAGE_BYTES = 100, 256 << 10
 #: Slack limit: characters of a message's text (Slack documentation, "chat.postMessage").
@@ -107,10 +109,11 @@ class WebhookChannel:
         import httpx  # noqa: PLC0415  a sixth of a second, needed only when something is told
 
         try:
-            answer = httpx.post(
-                self._url, json={"text": slack_text(message)}, timeout=_TIMEOUT_S, **route_to(self._url).for_httpx()
-            )
-        except httpx.HTTPError as error:  # its message may have the URL in it
+            connections, route = HttpxConnections(), route_to(self._url).for_httpx()
+            with connections.bounded(_WHOLE_S), httpx.Client(timeout=_TIMEOUT_S, **route) as client:
+                body, seen = {"text": slack_text(message)}, {"trace": connections.trace}
+                answer = client.post(self._url, json=body, extensions=seen)
+        except (httpx.HTTPError, TimeoutError) as error:  # its message may have the URL in it
             raise SourceUnavailable(self._where, type(error).__name__, cure=_LATER) from None
         if answer.status_code == _TOO_MANY or answer.status_code >= _SERVER_ERROR:
             raise SourceUnavailable(self._where, f"status {answer.status_code}", cure=_LATER)
@@ -184,6 +187,18 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+class _Bounded(smtplib.SMTP):
+    """A connection to a mail server, of which an exchange knows from its greeting on."""
+
+    def __init__(self, exchange: Exchange, host: str, port: int, **options: Any) -> None:
+        exchange.uses(lambda: getattr(self, "sock", None))
+        super().__init__(host, port, timeout=_TIMEOUT_S, **options)
+
+
+class _BoundedSecure(_Bounded, smtplib.SMTP_SSL):
+    """The same by TLS."""
+
+
 class EmailChannel:
     """E-mail by a server that takes it; implements `Channel`.
 
@@ -212,7 +227,7 @@ class EmailChannel:
         mail["Message-ID"] = make_msgid(domain=self._sender.rpartition("@")[2] or None)
         mail.set_content(plain_text(message))
         try:
-            with self._connected() as server:
+            with bounded(_WHOLE_S) as exchange, self._connected(exchange) as server:
                 server.send_message(mail, self._sender, self._recipients)
         except smtplib.SMTPRecipientsRefused as error:
             raise SourceRefused(
@@ -227,14 +242,14 @@ class EmailChannel:
         except (OSError, smtplib.SMTPException) as error:
             raise SourceUnavailable(self._where, type(error).__name__, cure=_LATER) from error
 
-    def _connected(self) -> smtplib.SMTP:
+    def _connected(self, exchange: Exchange) -> smtplib.SMTP:
         parts, authorities = self._parts, route_to(f"https://{self._parts.hostname}").authorities
         context = ssl.create_default_context(cafile=authorities)  # loaded in some 30 ms
         host = parts.hostname or ""
         if parts.scheme == "smtps":
-            server: smtplib.SMTP = smtplib.SMTP_SSL(host, parts.port or 465, timeout=_TIMEOUT_S, context=context)
+            server: smtplib.SMTP = _BoundedSecure(exchange, host, parts.port or 465, context=context)
         else:
-            server = smtplib.SMTP(host, parts.port or 587, timeout=_TIMEOUT_S)
+            server = _Bounded(exchange, host, parts.port or 587)
         try:
             server.ehlo()
             if parts.scheme == "smtp" and (parts.username or server.has_extn("starttls")):

@@ -15,10 +15,14 @@ from botocore import exceptions
 from botocore.config import Config
 
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
-from datalake_assets.exchanges import bound_answers
+from datalake_assets.exchanges import WHOLE_S, bound_answers
 from datalake_assets.network import aws_session, route_to
 
 __all__ = ["AwsClients", "Refusal", "refuse_endpoint", "translated"]
+
+
+#: How much longer an answer may take as a whole than its next bytes.
+_WHOLE = 4
 
 
 class AwsClients:
@@ -37,7 +41,6 @@ class AwsClients:
         self._service, self._endpoint = service, endpoint
         refuse_endpoint(service, endpoint)
         self._session = aws_session()
-        bound_answers(self._session)
         self.region = (
             region
             or os.environ.get("AWS_REGION")
@@ -65,10 +68,12 @@ class AwsClients:
             self._session.create_client, self._service, region_name=self.region, endpoint_url=self._endpoint
         )
         try:
-            return make(config=config, verify=own or (str(route.authorities) if route.authorities else None))
+            client = make(config=config, verify=own or (str(route.authorities) if route.authorities else None))
         except (exceptions.BotoCoreError, ValueError) as error:
             reason = f"the {self._service} client cannot be set up ({type(error).__name__}); see AWS_PROFILE"
             raise ConfigError(reason) from error
+        bound_answers(client.meta.events, max(WHOLE_S, _WHOLE * options.get("read_timeout", 0.0)))
+        return client
 
 
 def refuse_endpoint(service: str, endpoint: str | None) -> None:

@@ -25,7 +25,8 @@ from requests.exceptions import ReadTimeout, Timeout
 from sqlalchemy import Engine, event
 
 from datalake_assets import exchanges
-from datalake_assets.exchanges import bound_answers, bounded, tell_connections
+from datalake_assets.database_connections import connected_in_time, socket_of
+from datalake_assets.exchanges import bound_answers, bounded, hang_up, tell_connections
 from datalake_assets.network import aws_session
 
 __all__ = ["BoundedRestCatalog", "bound_database", "bounded_dynamodb", "bounded_glue"]
@@ -34,13 +35,11 @@ __all__ = ["BoundedRestCatalog", "bound_database", "bounded_dynamodb", "bounded_
 CONNECT_S, SILENT_S, WHOLE_S = 5.0, 60.0, exchanges.WHOLE_S
 #: pyiceberg's property of a session of botocore.
 _BOTOCORE = "botocore_session"
-#: What the drivers of databases call the first two; libpq takes whole seconds.
-_DRIVERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "psycopg": {"connect": ("connect_timeout",)},
-    "psycopg2": {"connect": ("connect_timeout",)},
-    "pymysql": {"connect": ("connect_timeout",), "silent": ("read_timeout", "write_timeout")},
-    "mysqldb": {"connect": ("connect_timeout",), "silent": ("read_timeout", "write_timeout")},
-    "pg8000": {"silent": ("timeout",)},
+#: What the drivers of databases call the second.
+_SILENT: dict[str, tuple[str, ...]] = {
+    "pymysql": ("read_timeout", "write_timeout"),
+    "mysqldb": ("read_timeout", "write_timeout"),
+    "pg8000": ("timeout",),
 }
 
 
@@ -137,14 +136,13 @@ def _bounded_aws(kind: type[Catalog], name: str, properties: dict[str, Any]) -> 
 
 def bound_database(engine: Engine) -> None:
     """Gives a database a time to answer in; SQLite's file has a patience of its own."""
-    named = _DRIVERS.get(engine.dialect.driver)
-    if named is None:
+    if engine.dialect.name == "sqlite":
         return
+    named = _SILENT.get(engine.dialect.driver, ())
 
     def limit(_dialect: object, _record: object, _arguments: object, options: dict[str, Any]) -> None:
-        for which, seconds in (("connect", CONNECT_S), ("silent", SILENT_S)):
-            for name in named.get(which, ()):
-                options.setdefault(name, max(1, round(seconds)))
+        for name in named:
+            options.setdefault(name, max(1, round(SILENT_S)))
 
     def begin(connection: Any, record: Any, _proxy: object) -> None:
         record.info[bound_database] = timer = threading.Timer(WHOLE_S, _shut_down_database, (connection,))
@@ -155,12 +153,14 @@ def bound_database(engine: Engine) -> None:
         record.info.pop(bound_database).cancel()
 
     event.listen(engine, "do_connect", limit)
+    event.listen(engine, "do_connect", connected_in_time(engine.dialect.driver, CONNECT_S, WHOLE_S))
     event.listen(engine, "checkout", begin)
     event.listen(engine, "checkin", end)
 
 
 def _shut_down_database(connection: Any) -> None:
-    """Ends the waits for a connection whose driver tells its socket, as those of libpq do; others have time-outs."""
+    """Ends the waits for a connection whose driver tells its socket, as libpq's and pymysql; others have time-outs."""
+    hang_up(socket_of(connection))
     with suppress(AttributeError, OSError), socket.socket(fileno=connection.fileno()) as found:
         try:
             found.shutdown(socket.SHUT_RDWR)

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
-from opensearchpy import OpenSearch, exceptions, helpers
+from opensearchpy import OpenSearch, Urllib3HttpConnection, exceptions, helpers
 
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
+from datalake_assets.exchanges import bounded, tell_connections
 from datalake_assets.feed import Feed
 from datalake_assets.lake.store.base import Store
 from datalake_assets.network import route_to
@@ -31,6 +32,8 @@ _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 #: What it says of a request that is too large for it.
 _TOO_LARGE = 413
 _GONE, _CONFLICT = 404, 409
+#: How much longer an answer may take as a whole than its next bytes.
+_WHOLE = 4
 #: Ids of one page, when a partition's documents are looked through.
 _PAGE = 5_000
 #: Characters of a server's words that are kept.
@@ -42,6 +45,19 @@ _UNBLOCK = (
     "grant the right to write, or open the index; what was not sent stays due, and is sent with the next delivery"
 )
 _LATER = "what was not sent stays due; it is sent with the next delivery"
+
+
+class _Connection(Urllib3HttpConnection):
+    """A server of a cluster, whose answers have an end."""
+
+    def perform_request(self, *arguments: Any, **options: Any) -> Any:
+        """As the client has it."""
+        tell_connections()
+        try:
+            with bounded(_WHOLE * self.timeout):
+                return super().perform_request(*arguments, **options)
+        except TimeoutError as error:
+            raise exceptions.ConnectionTimeout("TIMEOUT", str(error), error) from error
 
 
 class OpenSearchStore:
@@ -368,6 +384,7 @@ def connect(lake: Store, feed: Feed, sink: OpenSearchSink, settings: OpenSearchS
     """
     urls = _urls(settings)
     options: dict[str, Any] = {"timeout": settings.opensearch_timeout_s, "max_retries": 0, "http_compress": True}
+    options["connection_class"] = _Connection
     if settings.opensearch_api_key is not None:
         options["headers"] = {"Authorization": f"ApiKey {settings.opensearch_api_key.get_secret_value()}"}
     elif settings.opensearch_user:

@@ -74,7 +74,7 @@ class OpenSearchSettings(Settings):
         opensearch_password: That user's password.
         opensearch_api_key: An API key, encoded as the server gives it, instead of a user.
         opensearch_ca_file: PEM file of the authority that signed its certificate, if it is not a public one.
-        opensearch_timeout_s: Seconds to wait for an answer.
+        opensearch_timeout_s: Seconds to wait for the next bytes of an answer; for all of it, four times as long.
         opensearch_retry_s: Seconds for which a busy or absent server is tried again, within one delivery.
     """
 

@@ -23,11 +23,14 @@ from typing import IO, Any
 import pyarrow as pa
 
 from datalake_assets.errors import ConfigError, SourceError, SourceRefused, SourceUnavailable
+from datalake_assets.exchanges import bound_others
 from datalake_assets.sources.dlt.dlt_declaration import DltSource
 
 __all__ = ["Extraction", "extracted", "resource_of"]
 
 State = dict[str, Any]
+#: Seconds that an answer may take that people's code waits for; dlt bounds the wait for its next bytes alone.
+ANSWER_S = 900.0
 
 
 def resource_of(source: DltSource, allowed: Sequence[str]) -> Any:
@@ -191,6 +194,7 @@ def extracted(source: DltSource, allowed: Sequence[str], state: State) -> Extrac
         SourceUnavailable: It failed for what may pass.
         SourceError: It failed.
     """
+    bound_others(ANSWER_S)
     resource = resource_of(source, allowed)
     from dlt.common.configuration.container import Container  # noqa: PLC0415  an optional extra
     from dlt.common.pipeline import StateInjectableContext  # noqa: PLC0415  the same

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
+from operator import methodcaller
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import httpx2
 import pyarrow as pa
@@ -18,6 +19,7 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from datalake_assets.errors import ConfigError, SourceError, SourceRefused, SourceUnavailable
+from datalake_assets.exchanges import WHOLE_S, HttpxConnections
 from datalake_assets.sources.kafka.avro_values import AvroDecoding
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings, KafkaSource
 from datalake_assets.sources.kafka.messages import ColumnsChanged
@@ -26,6 +28,9 @@ from datalake_assets.sources.message_values import Refused, ValueFormat
 
 __all__ = ["FORMATS", "Decoded", "Decoding", "Registry"]
 
+T = TypeVar("T")
+#: Seconds that a question may take, with all that is tried for it.
+_WHOLE_S = WHOLE_S
 #: A value's fields by the schema that it was written with, and what gives their values.
 Decoded: TypeAlias = tuple[Sequence[pa.Field], Callable[[bytes], Sequence[Any]]]
 
@@ -80,6 +85,7 @@ class Registry:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._client: SchemaRegistryClient | None = None
+        self._connections = HttpxConnections()
 
     def value_format(self, source: KafkaSource) -> ValueFormat:
         """The format of a feed's values.
@@ -106,8 +112,8 @@ class Registry:
             SourceError: The registry failed, or does not know the subject.
         """
         with self._translated(f"subject {subject}"):
-            numbers = sorted(self._connected.get_versions(subject))
-            found = [self._connected.get_version(subject, number, fmt=form) for number in numbers]
+            numbers = sorted(self._asked(methodcaller("get_versions", subject)))
+            found = [self._asked(methodcaller("get_version", subject, number, fmt=form)) for number in numbers]
             return {each.schema_id or 0: each.schema for each in found}
 
     def schema(self, number: int, form: str | None) -> Schema | None:
@@ -118,7 +124,7 @@ class Registry:
         """
         try:
             with self._translated(f"schema {number}"):
-                return self._connected.get_schema(number, fmt=form)
+                return self._asked(lambda client: client.get_schema(number, fmt=form))
         except SourceRefused as error:
             if isinstance(error.__cause__, SchemaRegistryError) and error.__cause__.http_status_code == _NOT_FOUND:
                 return None
@@ -133,7 +139,8 @@ class Registry:
         found: dict[str, str] = {}
         for each in schema.references or ():
             with self._translated(f"subject {each.subject}"):
-                referred = self._connected.get_version(each.subject or "", each.version or 0, fmt=form).schema
+                named = each.subject or "", each.version or 0
+                referred = self._asked(methodcaller("get_version", *named, fmt=form)).schema
             found |= self.references(referred, form)
             found[each.name or ""] = referred.schema_str or ""
         return found
@@ -142,7 +149,15 @@ class Registry:
     def _connected(self) -> SchemaRegistryClient:
         if self._client is None:
             self._client = SchemaRegistryClient(_configuration(self._settings))
+            session = self._client._rest_client.session  # noqa: SLF001  there is no other way to its connections
+            session.event_hooks = {"request": [self._connections.begin]}
         return self._client
+
+    def _asked(self, question: Callable[[SchemaRegistryClient], T]) -> T:
+        """An answer, with all that is tried for it, in time."""
+        client = self._connected
+        with self._connections.bounded(max(_WHOLE_S, 2 * self._settings.kafka_timeout_s)):
+            return question(client)
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.types as pt
 
+from datalake_assets.database_connections import connected_in_time
 from datalake_assets.errors import SourceRefused
 from datalake_assets.sources.base import SourceObject
 from datalake_assets.sources.sql.databases import (
@@ -146,7 +147,10 @@ class SqlAlchemyDatabase:
             try:
                 import sqlalchemy as sa  # noqa: PLC0415  an optional extra
 
-                self._open_engine = sa.create_engine(self._url, poolclass=sa.pool.NullPool)
+                engine = sa.create_engine(self._url, poolclass=sa.pool.NullPool)
+                in_time = connected_in_time(engine.dialect.driver, self._timeout_s, self._timeout_s)
+                sa.event.listen(engine, "do_connect", in_time)
+                self._open_engine = engine
             except ImportError as error:
                 raise absent_driver(self.name, "mysql" if self.dialect in _SESSION else "sqlalchemy", error) from error
             except (ValueError, sa.exc.SQLAlchemyError) as error:  # a URL that is none, and may have a password

@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,27 +21,13 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import CatalogAccess
 from datalake_assets_tests.lake.feeds import stream_feed
 from datalake_assets_tests.lake.iceberg.iceberg_tables import create, sqlite_catalog
+from datalake_assets_tests.silent_server import HELD_S, dripping, server, silent
 from datalake_assets_tests.sources.sql.database_servers import Postgres
 
-#: Seconds that an exchange may take here; how long the servers of these tests would hold one is `HELD_S`.
-WHOLE_S, SILENT_S, HELD_S = 0.4, 0.2, 8.0
+#: Seconds that an exchange may take here.
+WHOLE_S, SILENT_S = 0.4, 0.2
 #: The least that a REST catalog says of itself.
 CONFIG = b'HTTP/1.1 200 OK\r\ncontent-length: 31\r\n\r\n{"defaults":{},"overrides": {}}'
-
-Behaviour = Callable[[socket.socket, threading.Event], None]
-
-
-def silent(_: socket.socket, over: threading.Event) -> None:
-    over.wait(HELD_S)
-
-
-def dripping(begin: bytes) -> Behaviour:
-    def drip(connection: socket.socket, over: threading.Event) -> None:
-        connection.sendall(begin)
-        while not over.wait(0.05):
-            connection.sendall(b"x")
-
-    return drip
 
 
 def closing(_: socket.socket, over: threading.Event) -> None:
@@ -61,39 +45,14 @@ def silent_after_its_settings(connection: socket.socket, over: threading.Event) 
     over.wait(HELD_S)
 
 
-@contextmanager
-def server(behaviour: Behaviour) -> Iterator[int]:
-    """The port of a server that takes connections and does as a test says."""
-    over = threading.Event()
-
-    def serve() -> None:
-        with ExitStack() as threads:
-            while not over.is_set():
-                with suppress(TimeoutError):
-                    connection, _ = listening.accept()
-                    thread = threading.Thread(target=attend, args=(connection,))
-                    threads.callback(thread.join)
-                    thread.start()
-
-    def attend(connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            behaviour(connection, over)
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(0.05)
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield listening.getsockname()[1]
-        finally:
-            over.set()
-            thread.join()
-
-
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in {"CONNECT_S": 1.0, "SILENT_S": SILENT_S, "WHOLE_S": WHOLE_S}.items():
         monkeypatch.setattr(bounded_catalogs, name, seconds)
+
+
+#: MySQL's greeting, of which 8,000 bytes are to come.
+DRIPPING_MYSQL = dripping(b"\x40\x1f\x00\x00\x0a")
 
 
 @pytest.fixture
@@ -192,8 +151,9 @@ def test_a_catalog_in_postgresql_that_does_not_answer_is_given_up(tmp_path):
         load_table(lake(tmp_path, f"postgresql+psycopg://u@127.0.0.1:{port}/d"), stream_feed(format="iceberg"))
 
 
-def test_a_catalog_of_others_in_mysql_that_does_not_answer_is_given_up(tmp_path):
-    with server(silent) as port:
+@pytest.mark.parametrize("behaviour", [silent, DRIPPING_MYSQL], ids=["silent", "dripping"])
+def test_a_catalog_of_others_in_mysql_that_does_not_answer_is_given_up(tmp_path, behaviour):
+    with server(behaviour) as port:
         source = IcebergTableSource(type="iceberg", table="n.t", catalog=f"mysql+pymysql://127.0.0.1:{port}/d")
         with pytest.raises(TransientStoreError, match=r"the catalog's database failed: .*timed out"):
             load_others_table(lake(tmp_path), source)
