@@ -16,6 +16,7 @@ import stamina
 from botocore.exceptions import ReadTimeoutError
 
 from datalake_assets import exchanges, network
+from datalake_assets.defs.upkeep import sensors
 from datalake_assets.errors import SourceError, SourceUnavailable
 from datalake_assets.feed import parse_feed
 from datalake_assets.lake.store import open_store
@@ -73,6 +74,14 @@ def test_mail_server_that_drips_is_given_up(monkeypatch, begin):
     monkeypatch.setattr(channels, "_WHOLE_S", 0.4)
     with dripped(begin) as port, pytest.raises(SourceUnavailable, match=r"the mail server 127.0.0.1"):
         EmailChannel(f"smtp://127.0.0.1:{port}", ["a@example.com"], sender="b@example.com").send(MESSAGE)
+
+
+@HTTP
+def test_web_server_that_drips_is_given_up(monkeypatch, begin):
+    monkeypatch.setattr(sensors, "_RELOAD_WHOLE_S", 0.4)
+    with dripped(begin) as port:
+        told = sensors.reload_location(f"http://127.0.0.1:{port}", "lake")
+        assert told == f"no reload by the web server at 127.0.0.1:{port}: TimeoutError"
 
 
 def bounded_answers(monkeypatch: pytest.MonkeyPatch, module: object) -> None:

@@ -19,6 +19,7 @@ from datalake_assets.defs.metadata import asset_key, check_evaluation
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import LOCATION_NAME, repair_runs
 from datalake_assets.defs.runtime import cursor_state, isolated
+from datalake_assets.exchanges import HttpxConnections
 from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedProblem
 from datalake_assets.network import route_to
@@ -39,8 +40,8 @@ __all__ = [
 REGISTRY_INTERVAL_S = 10
 DEAD_RUN_INTERVAL_S = 30
 FRESHNESS_INTERVAL_S = 300
-#: The web server answers a reload when the location is loaded.
-_RELOAD_TIMEOUT_S = 45.0
+#: The web server answers a reload when the location is loaded; as a whole within the second.
+_RELOAD_TIMEOUT_S, _RELOAD_WHOLE_S = 45.0, 90.0
 _RELOAD = """
 mutation Reload($name: String!) {
   reloadRepositoryLocation(repositoryLocationName: $name) {
@@ -145,10 +146,12 @@ def reload_location(webserver_url: str, location: str) -> str | None:
     request = {"query": _RELOAD, "variables": {"name": location}}
     try:
         url = f"{webserver_url.rstrip('/')}/graphql"
-        answer = httpx.post(url, json=request, timeout=_RELOAD_TIMEOUT_S, **route_to(url).for_httpx())
+        connections, route = HttpxConnections(), route_to(url).for_httpx()
+        with connections.bounded(_RELOAD_WHOLE_S), httpx.Client(timeout=_RELOAD_TIMEOUT_S, **route) as client:
+            answer = client.post(url, json=request, extensions={"trace": connections.trace})
         answer.raise_for_status()
         reloaded = answer.json()["data"]["reloadRepositoryLocation"]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, KeyError, TypeError) as error:
         return f"no reload by the web server at {urlsplit(webserver_url).netloc}: {type(error).__name__}"
     # a location that fails to load is reported inside a successful answer
     loaded: dict[str, Any] = reloaded.get("locationOrLoadError") or reloaded
