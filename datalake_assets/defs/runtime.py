@@ -14,7 +14,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,7 @@ def home_failure(home: str, error: Exception) -> ConfigError:
 
 
 def _opened() -> dg.DagsterInstance:
+    _read_migrations_once()
     instance = dg.DagsterInstance.get()
     # each makes its tables when it is first asked for
     runs, events, _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage
@@ -164,6 +165,32 @@ def _opened() -> dg.DagsterInstance:
     if type(runs).__name__ == "SqliteRunStorage":
         _keep_connections(runs, "connect")
     return instance
+
+
+#: Where Dagster's migrations are, as it names the place to Alembic.
+_MIGRATIONS = "dagster:_core/storage/alembic"
+
+
+@cache
+def _read_migrations_once() -> None:
+    """Has this process read Dagster's migrations once: Dagster reads all of them twice for each new database.
+
+    They are some ninety modules, and in SQLite each run has a database of its own: that took a fifth of the CPU.
+    They are Dagster's own files, which stay as they are while it is imported. Others' migrations are read as ever.
+    """
+    from alembic.script import ScriptDirectory  # noqa: PLC0415  Dagster's, as SQLAlchemy is
+
+    read, known = ScriptDirectory.from_config, dict[str, ScriptDirectory]()
+
+    def read_once(config: Any) -> ScriptDirectory:
+        place = config.get_main_option("script_location")
+        if place != _MIGRATIONS:
+            return read(config)
+        if place not in known:
+            known[place] = read(config)
+        return known[place]
+
+    ScriptDirectory.from_config = staticmethod(read_once)  # type: ignore[method-assign]  # it is looked up so
 
 
 #: Databases that stay open: that of each run of a command, of which one goes on at a time, and the index of them all.
