@@ -95,7 +95,12 @@ _ADOPTED: Mapping[str, Mapping[str, Any]] = {
 }
 _FLOOR_OF = {ARROW_ALONE: _BY_ARROW, DECOMPRESSED: _ADOPTED}
 TINY = Workload(
-    "tiny", 1_000, 1_060, "snappy", {**_VERIFY, **_BY_ARROW}, read_by=("DuckDB", "pyarrow", "Polars", "fastparquet")
+    "tiny",
+    1_000,
+    1_060,
+    "snappy",
+    {**_VERIFY, **_BY_ARROW},
+    read_by=("DuckDB", "pyarrow", "Polars", "fastparquet", "Spark"),
 )
 TINY_ZSTD = Workload(
     "tiny-zstd", 1_000, 1_060, "zstd", {name: {**settings, "compression": "zstd"} for name, settings in _VERIFY.items()}
