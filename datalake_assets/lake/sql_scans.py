@@ -30,6 +30,7 @@ from datalake_assets.lake.sql_files import ENDS, AskedFile, AskedFiles
 from datalake_assets.parquet.footer import parse_footer
 from datalake_assets.parquet.page_selection import ChunkIndex, Leaves, Rows, chunk_index, common, covering, decoded, met
 from datalake_assets.parquet.row_groups import Place
+from datalake_assets.parquet.stated import schema_of
 from datalake_assets.parquet.thrift import MalformedThrift
 
 __all__ = ["StoredRows", "local_rows", "stored_rows"]
@@ -163,7 +164,8 @@ def _counted(rows: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 def _ask_ahead(file: AskedFile, wanted: Sequence[str]) -> None:
     """Asks for columns of all row groups, if they are little of each."""
     metadata = _metadata(file)
-    places = [place for place in range(metadata.num_columns) if metadata.schema.column(place).path in wanted]
+    described = schema_of(metadata)
+    places = [place for place in range(metadata.num_columns) if described.column(place).path in wanted]
     if len(places) != len(wanted):  # some have parts, which Arrow reads together with what lies beside them
         return
     for number in range(metadata.num_row_groups):

@@ -16,6 +16,7 @@ from datalake_assets.core.values import Value
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.chunk_checks import Tail, check_chunks
 from datalake_assets.parquet.footer import footer_fault
+from datalake_assets.parquet.stated import schema_of
 from datalake_assets.parquet.stated_bounds import fatal_bound
 
 __all__ = [
@@ -145,7 +146,8 @@ def is_time(kind: pa.DataType) -> bool:
 def _times(file: pq.ParquetFile, schema: pa.Schema, name: str | None) -> _Times:
     """Earliest and latest time by the statistics; None unless each row group with values has exact ones."""
     metadata = file.metadata
-    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    described = schema_of(metadata)
+    paths = [described.column(index).path for index in range(metadata.num_columns)]
     if name not in paths or not is_time(schema.field(name).type):
         return None, None
     index, found = paths.index(name), []
@@ -167,7 +169,7 @@ def _times(file: pq.ParquetFile, schema: pa.Schema, name: str | None) -> _Times:
 def _column(file: pq.ParquetFile, group: int, index: int) -> Any:
     """A column chunk's metadata."""
     column = file.metadata.row_group(group).column(index)
-    if column.physical_type != file.metadata.schema.column(index).physical_type:
+    if column.physical_type != schema_of(file.metadata).column(index).physical_type:
         raise pa.ArrowInvalid("a column chunk is not of its column's type")
     return column
 

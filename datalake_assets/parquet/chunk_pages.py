@@ -40,7 +40,7 @@ from datalake_assets.parquet.pages import (
     page_of,
 )
 from datalake_assets.parquet.row_groups import MAGIC
-from datalake_assets.parquet.stated import value_width
+from datalake_assets.parquet.stated import schema_of, value_width
 from datalake_assets.parquet.thrift import I32, STRUCT, TRUE, CompactReader, MalformedThrift
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Chunks:
 
     def of(self, number: int) -> list[Chunk]:
         """Those of a row group."""
-        group, schema = self._metadata.row_group(number), self._metadata.schema
+        group, schema = self._metadata.row_group(number), schema_of(self._metadata)
         return [
             Chunk.of(group.column(index), schema.column(index), self._blocks, partial(self._codecs.of, number, index))
             for index in range(group.num_columns)

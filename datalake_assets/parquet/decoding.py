@@ -27,7 +27,7 @@ from datalake_assets.parquet.chunk_pages import (
     Chunks,
 )
 from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
-from datalake_assets.parquet.stated import Stated, StatedChunk, StatedColumn, StatedGroup, stated_of
+from datalake_assets.parquet.stated import Stated, StatedChunk, StatedColumn, StatedGroup, schema_of, stated_of
 from datalake_assets.parquet.stated_bounds import check_bounds
 from datalake_assets.parquet.thrift import MalformedThrift
 
@@ -152,7 +152,8 @@ def far_time_column(parquet: pq.ParquetFile) -> str:
     Raises:
         OSError, pyarrow.ArrowException: It cannot be read.
     """
-    leaves = [parquet.schema.column(number) for number in range(parquet.metadata.num_columns)]
+    schema = schema_of(parquet.metadata)
+    leaves = [schema.column(number) for number in range(parquet.metadata.num_columns)]
     for path in (leaf.path for leaf in leaves if leaf.physical_type == "INT96"):
         for batch in parquet.iter_batches(BATCH_ROWS, columns=[path], use_threads=False):
             if any(map(_is_far, batch.columns)):

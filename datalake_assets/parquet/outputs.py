@@ -21,16 +21,17 @@ from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatW
 from datalake_assets.parquet.evidence import Evidence, Origin, ReadBack, is_copied_whole
 from datalake_assets.parquet.footer import Footer, ReadAt
 from datalake_assets.parquet.sinks import FileCopier, FinishedSink, ServerSide
+from datalake_assets.parquet.stated import schema_of
 
 __all__ = ["Opener", "Outputs", "WrongOrigin", "same_columns"]
 
 
 def same_columns(one: pq.FileMetaData, other: pq.FileMetaData) -> bool:
     """Whether both have the same columns: paths, types, logical types, repetition."""
-    count = one.num_columns
-    return count == other.num_columns and all(
-        one.schema.column(index).equals(other.schema.column(index)) for index in range(count)
-    )
+    if one.num_columns != other.num_columns:
+        return False
+    ones, others = schema_of(one), schema_of(other)
+    return all(ones.column(index).equals(others.column(index)) for index in range(one.num_columns))
 
 
 FinishedT = TypeVar("FinishedT")

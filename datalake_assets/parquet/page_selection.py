@@ -32,6 +32,7 @@ from datalake_assets.parquet.footer import SCHEMA_FIELD, Footer
 from datalake_assets.parquet.page_bounds import BoundForm, Bounds, page_bounds
 from datalake_assets.parquet.pages import DATA_PAGE, DATA_PAGE_V2, DICTIONARY_PAGE, page_of
 from datalake_assets.parquet.row_groups import MAGIC, Chunk, Place
+from datalake_assets.parquet.stated import schema_of
 from datalake_assets.parquet.thrift import (
     BINARY,
     I32,
@@ -99,8 +100,8 @@ class Leaves:
     """
 
     def __init__(self, footer: Footer, metadata: pq.FileMetaData) -> None:
-        self._footer, self._metadata = footer, metadata
-        self.schema: pa.Schema = metadata.schema.to_arrow_schema()
+        self._footer, self._metadata, self._described = footer, metadata, schema_of(metadata)
+        self.schema: pa.Schema = self._described.to_arrow_schema()
         self._places: dict[str, int] = {}
         at = 0
         for field in self.schema:
@@ -134,7 +135,7 @@ class Leaves:
         """How the bounds of a leaf are written and ordered; empty if that is not known here."""
         if not self._has_orders:
             return ""
-        described = self._metadata.schema.column(column)
+        described = self._described.column(column)
         field = self.schema.field(next(name for name, place in self._places.items() if place == column))
         kind, logical = field.type, described.logical_type
         stated = str(logical.type)
@@ -150,7 +151,7 @@ class Leaves:
 
     def width(self, column: int) -> int:
         """Bytes of a leaf's bounds; 0 if they are of several lengths."""
-        return _WIDTHS.get(self._metadata.schema.column(column).physical_type, 0)
+        return _WIDTHS.get(self._described.column(column).physical_type, 0)
 
     def extremes(self, group: int, column: int) -> tuple[bytes, bytes] | None:
         """The bounds of a column chunk of numbers, written as those of its pages are; None if it states none."""

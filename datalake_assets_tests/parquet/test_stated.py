@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import io
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datalake_assets.native_library import SWITCH
 from datalake_assets.parquet import decodable, decoding, inputs
 from datalake_assets.parquet.segments import sized_pieces
 from datalake_assets.parquet.stated import stated_of
@@ -59,7 +62,7 @@ def test_file_after_file_of_another_schema_is_told_by_its_own():
         assert len(stated.columns) == (5 if table is TABLE else 1)
 
 
-def test_row_group_that_lacks_a_column_is_an_error():
+def test_row_group_that_lacks_a_column_is_an_error(monkeypatch):
     class Group:
         num_columns = 4
 
@@ -70,6 +73,8 @@ def test_row_group_that_lacks_a_column_is_an_error():
         @staticmethod
         def row_group(_):
             return Group()
+
+    monkeypatch.setattr("datalake_assets.parquet.stated.schema_of", lambda metadata: metadata.schema)
 
     with pytest.raises(OSError, match="4 column chunks for 5 columns"):
         stated_of(Metadata())
@@ -105,3 +110,27 @@ def test_pieces_have_all_rows_and_say_what_they_take(begin, limit_bytes):
         assert piece.nbytes <= max(limit_bytes, 40)
         assert 0.7 * piece.nbytes <= size_bytes <= max(1.3 * piece.nbytes, 120_000 if limit_bytes == 1 << 20 else 40)
     assert list(sized_pieces(table.slice(0, 0), limit_bytes)) == []
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reencode", "concat"])
+@pytest.mark.parametrize("is_native", ["0", "1"])
+def test_footers_go_with_their_files_though_nobody_looks_for_garbage(monkeypatch, kernel, is_native):
+    monkeypatch.setenv(SWITCH, is_native)
+    tables = [events(start, 40, name=[f"n{row}" for row in range(40)]) for start in range(0, 1200, 40)]
+    gc.collect()
+    gc.disable()
+    try:
+        before = footers()
+        result = rewritten(
+            [input_file(f"f{index}", encoded(table)) for index, table in enumerate(tables)],
+            replace(SETTINGS, kernel=kernel),
+        )
+
+        assert read(result).num_rows == 1200
+        assert footers() - before < 10
+    finally:
+        gc.enable()
+
+
+def footers():
+    return sum(isinstance(each, pq.FileMetaData) for each in gc.get_objects())

@@ -42,6 +42,8 @@ from pyiceberg.types import (
 )
 from pyiceberg.utils.truncate import truncate_upper_bound_binary_string, truncate_upper_bound_text_string
 
+from datalake_assets.parquet.stated import schema_of
+
 __all__ = ["data_file_of"]
 
 #: How Iceberg writes a bound of a type that Parquet has as a number (Iceberg specification, "Binary single-value").
@@ -81,13 +83,12 @@ def data_file_of(
         spec_id: Of the partition spec that it is written by.
         partition: The partition that all its rows are in.
     """
-    columns = _Columns(schema, properties)
-    splits = []
+    columns, described, splits = _Columns(schema, properties), schema_of(metadata), []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         splits.append(_start(group.column(0)))
         for index in range(group.num_columns):
-            columns.add(group.column(index), is_repeated=metadata.schema.column(index).max_repetition_level > 0)
+            columns.add(group.column(index), is_repeated=described.column(index).max_repetition_level > 0)
     lower, upper = columns.bounds()
     file = DataFile.from_args(
         content=DataFileContent.DATA,
