@@ -20,7 +20,6 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.rest.auth import AuthManagerAdapter
 from requests import PreparedRequest, Response, Session
-from requests.auth import AuthBase
 from requests.exceptions import ReadTimeout, Timeout
 from sqlalchemy import Engine, event
 
@@ -95,15 +94,16 @@ class BoundedRestCatalog(RestCatalog):
             raise
 
 
-class _BoundedAuth(AuthBase):
+class _BoundedAuth(AuthManagerAdapter):
     """What asks for a token before a request is sent; pyiceberg's own has no time-out."""
 
-    def __init__(self, auth: AuthBase, in_time: Callable[[], AbstractContextManager[None]]) -> None:
-        self._auth, self._in_time = auth, in_time
+    def __init__(self, auth: AuthManagerAdapter, in_time: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__(auth.auth_manager)
+        self._in_time = in_time
 
     def __call__(self, request: PreparedRequest) -> PreparedRequest:
         with self._in_time():
-            signed: PreparedRequest = self._auth(request)
+            signed: PreparedRequest = super().__call__(request)
         return signed
 
 
