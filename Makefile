@@ -181,7 +181,7 @@ $(VENV)-peers/.peers: benchmarks/peers-constraints.txt | $(VENV)/.dev
 	@echo "installing into $(VENV)-peers, once: about a minute ..."
 	@$(BIN)/python -m venv --clear $(VENV)-peers
 	@$(subst $(BIN),$(VENV)-peers/bin,$(subst constraints.txt,$<,$(PIP))) daft deltalake duckdb polars pyarrow \
-	  pyspark snowpark-connect-deps-iceberg iceberg-compaction awswrangler fastavro cramjam pandas
+	  pyspark snowpark-connect-deps-iceberg iceberg-compaction awswrangler fastavro cramjam pandas obstore fsspec
 	@$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --target $(VENV)-peers/duckdb-iceberg $(foreach name,duckdb $(DUCKDB_EXTENSIONS),$(name)==$(DUCKDB_ICEBERG))
 	@touch $@
