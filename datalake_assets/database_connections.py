@@ -12,13 +12,8 @@ from datalake_assets.exchanges import bounded
 
 __all__ = ["connected_in_time", "socket_of"]
 
-#: What drivers call the time that a connection may take; libpq takes whole seconds.
-_CONNECT: Final = {
-    "psycopg": "connect_timeout",
-    "psycopg2": "connect_timeout",
-    "pymysql": "connect_timeout",
-    "mysqldb": "connect_timeout",
-}
+#: Drivers that take a ``connect_timeout``; libpq takes whole seconds.
+_BOUNDED_BY_NETWORK: Final = frozenset({"psycopg", "psycopg2", "pymysql", "mysqldb"})
 
 
 def connected_in_time(driver: str, connect_s: float, whole_s: float) -> Callable[..., Any]:
@@ -31,8 +26,8 @@ def connected_in_time(driver: str, connect_s: float, whole_s: float) -> Callable
     """
 
     def connected(dialect: Any, _record: object, arguments: Any, options: dict[str, Any]) -> Any:
-        if driver in _CONNECT:
-            options.setdefault(_CONNECT[driver], max(1, round(connect_s)))
+        if driver in _BOUNDED_BY_NETWORK:
+            options.setdefault("connect_timeout", max(1, round(connect_s)))
         if driver != "pymysql":
             return None  # as it would be without this
         connection = dialect.connect(*arguments, **options, defer_connect=True)

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, Protocol
 
 __all__ = [
+    "TIMES_SILENT",
     "WHOLE_S",
     "Exchange",
     "HttpxConnections",
@@ -34,6 +35,8 @@ __all__ = [
 
 #: Seconds for an exchange of a request and an answer of moderate size.
 WHOLE_S = 120.0
+#: How much longer an answer may take as a whole than its next bytes, where a person says how long these may take.
+TIMES_SILENT = 4
 #: httpx's own limit of connections at once.
 _CONNECTIONS_KEPT = 100
 

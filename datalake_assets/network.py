@@ -10,21 +10,22 @@ import functools
 import ipaddress
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from datalake_assets.errors import ConfigError
-from datalake_assets.exchanges import bound_answers
+from datalake_assets.exchanges import HttpxConnections, bound_answers
 from datalake_assets.named_documents import refuse_special_file
 
 if TYPE_CHECKING:
+    import httpx
     from botocore.loaders import Loader
     from botocore.session import Session
 
-__all__ = ["AUTHORITIES", "Proxy", "Route", "aws_client", "aws_region", "aws_session", "route_to"]
+__all__ = ["AUTHORITIES", "Proxy", "Route", "aws_client", "aws_region", "aws_session", "post_json", "route_to"]
 
 #: Variables that name a PEM file of the authorities to trust; the first that is set counts.
 AUTHORITIES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -100,6 +101,26 @@ def route_to(url: str) -> Route:
     named = any(_variable(f"{kind}_proxy") for kind in ("http", "https", "all"))
     secure = parts.scheme == "https"
     return Route(host, secure=secure, proxy=proxy, excepted=named and proxy is None, authorities=_authorities())
+
+
+def post_json(url: str, document: Mapping[str, Any], *, silent_s: float, whole_s: float) -> httpx.Response:
+    """What a server answers to a JSON document.
+
+    Args:
+        url: Where it is posted to.
+        document: The document.
+        silent_s: Seconds for a connection, and for the next bytes of the answer.
+        whole_s: Seconds for all of it.
+
+    Raises:
+        httpx.HTTPError, httpx.InvalidURL: There is no answer.
+        TimeoutError: It took longer as a whole.
+    """
+    import httpx  # noqa: PLC0415  a sixth of a second, for those who need it
+
+    connections, route = HttpxConnections(), route_to(url).for_httpx()
+    with connections.bounded(whole_s), httpx.Client(timeout=silent_s, **route) as client:
+        return client.post(url, json=document, extensions={"trace": connections.trace})
 
 
 #: Attempts of AWS clients at a request that may be repeated, in boto3's ``standard`` mode; and their time-outs.

@@ -19,8 +19,8 @@ from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from datalake_assets.errors import ConfigError, DatalakeError, SourceRefused, SourceUnavailable
-from datalake_assets.exchanges import Exchange, HttpxConnections, bounded
-from datalake_assets.network import aws_client, route_to
+from datalake_assets.exchanges import Exchange, bounded
+from datalake_assets.network import aws_client, post_json, route_to
 from datalake_assets.notify.incidents import Message
 from datalake_assets.retrying import attempts
 from datalake_assets.settings import Settings
@@ -109,10 +109,8 @@ class WebhookChannel:
         import httpx  # noqa: PLC0415  a sixth of a second, needed only when something is told
 
         try:
-            connections, route = HttpxConnections(), route_to(self._url).for_httpx()
-            with connections.bounded(_WHOLE_S), httpx.Client(timeout=_TIMEOUT_S, **route) as client:
-                body, seen = {"text": slack_text(message)}, {"trace": connections.trace}
-                answer = client.post(self._url, json=body, extensions=seen)
+            body = {"text": slack_text(message)}
+            answer = post_json(self._url, body, silent_s=_TIMEOUT_S, whole_s=_WHOLE_S)
         except (httpx.HTTPError, TimeoutError) as error:  # its message may have the URL in it
             raise SourceUnavailable(self._where, type(error).__name__, cure=_LATER) from None
         if answer.status_code == _TOO_MANY or answer.status_code >= _SERVER_ERROR:

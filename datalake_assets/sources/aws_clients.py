@@ -15,14 +15,10 @@ from botocore import exceptions
 from botocore.config import Config
 
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
-from datalake_assets.exchanges import WHOLE_S, bound_answers
+from datalake_assets.exchanges import TIMES_SILENT, WHOLE_S, bound_answers
 from datalake_assets.network import aws_session, route_to
 
 __all__ = ["AwsClients", "Refusal", "refuse_endpoint", "translated"]
-
-
-#: How much longer an answer may take as a whole than its next bytes.
-_WHOLE = 4
 
 
 class AwsClients:
@@ -72,7 +68,7 @@ class AwsClients:
         except (exceptions.BotoCoreError, ValueError) as error:
             reason = f"the {self._service} client cannot be set up ({type(error).__name__}); see AWS_PROFILE"
             raise ConfigError(reason) from error
-        bound_answers(client.meta.events, max(WHOLE_S, _WHOLE * options.get("read_timeout", 0.0)))
+        bound_answers(client.meta.events, max(WHOLE_S, TIMES_SILENT * options.get("read_timeout", 0.0)))
         return client
 
 

@@ -19,10 +19,9 @@ from datalake_assets.defs.metadata import asset_key, check_evaluation
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import LOCATION_NAME, repair_runs
 from datalake_assets.defs.runtime import cursor_state, isolated
-from datalake_assets.exchanges import HttpxConnections
 from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedProblem
-from datalake_assets.network import route_to
+from datalake_assets.network import post_json
 from datalake_assets.policies import Level
 
 logger = logging.getLogger(__name__)
@@ -146,9 +145,7 @@ def reload_location(webserver_url: str, location: str) -> str | None:
     request = {"query": _RELOAD, "variables": {"name": location}}
     try:
         url = f"{webserver_url.rstrip('/')}/graphql"
-        connections, route = HttpxConnections(), route_to(url).for_httpx()
-        with connections.bounded(_RELOAD_WHOLE_S), httpx.Client(timeout=_RELOAD_TIMEOUT_S, **route) as client:
-            answer = client.post(url, json=request, extensions={"trace": connections.trace})
+        answer = post_json(url, request, silent_s=_RELOAD_TIMEOUT_S, whole_s=_RELOAD_WHOLE_S)
         answer.raise_for_status()
         reloaded = answer.json()["data"]["reloadRepositoryLocation"]
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, KeyError, TypeError) as error:

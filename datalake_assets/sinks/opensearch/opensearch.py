@@ -11,7 +11,7 @@ import pyarrow as pa
 from opensearchpy import OpenSearch, Urllib3HttpConnection, exceptions, helpers
 
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
-from datalake_assets.exchanges import bounded, tell_connections
+from datalake_assets.exchanges import TIMES_SILENT, bounded, tell_connections
 from datalake_assets.feed import Feed
 from datalake_assets.lake.store.base import Store
 from datalake_assets.network import route_to
@@ -32,8 +32,6 @@ _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 #: What it says of a request that is too large for it.
 _TOO_LARGE = 413
 _GONE, _CONFLICT = 404, 409
-#: How much longer an answer may take as a whole than its next bytes.
-_WHOLE = 4
 #: Ids of one page, when a partition's documents are looked through.
 _PAGE = 5_000
 #: Characters of a server's words that are kept.
@@ -54,7 +52,7 @@ class _Connection(Urllib3HttpConnection):
         """As the client has it."""
         tell_connections()
         try:
-            with bounded(_WHOLE * self.timeout):
+            with bounded(TIMES_SILENT * self.timeout):
                 return super().perform_request(*arguments, **options)
         except TimeoutError as error:
             raise exceptions.ConnectionTimeout("TIMEOUT", str(error), error) from error
