@@ -181,7 +181,8 @@ def chosen_partitions(
     else:
         named = ExportRequest(between=between).partitions(feed)
         every = table.partitions() if present is None else present
-        keys = tuple(key for key in every if named is None or key in named)
+        wanted = set(every if named is None else named)
+        keys = tuple(key for key in every if key in wanted)
         if not keys and between is not None:
             raise ConfigError(f"feed {feed.name!r} has no partitions in {between}")
     return most_small_files_first(lambda: open_table(session.store, feed), keys, known=known)
@@ -284,7 +285,8 @@ def warn_of_unusable(feed: Feed, key: str, left_alone: Iterable[LeftAlone]) -> N
 
 def warn_of_problems(feed: Feed, keys: Sequence[str], problems: Sequence[Problem]) -> bool:
     """Names the data files that are in no partition that is looked at, since they cannot be read; whether there are."""
-    found = [each for each in problems if each.key not in keys]
+    looked_at = set(keys)
+    found = [each for each in problems if each.key not in looked_at]
     for each in found[:_WARNINGS]:
         warn(f"{feed.path} {each.key}: {each.name.rpartition('/')[2]}: cannot be read: {each.reason}")
     if len(found) > _WARNINGS:

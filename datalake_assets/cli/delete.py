@@ -139,7 +139,9 @@ def _keys(table: LakeTable, feed: Feed, partitions: Sequence[str], between: str 
             raise error
         return tuple(dict.fromkeys(partitions))
     named = ExportRequest(between=between).partitions(feed)
-    keys = tuple(key for key in table.partitions() if named is None or key in named)
+    every = table.partitions()
+    wanted = set(every if named is None else named)
+    keys = tuple(key for key in every if key in wanted)
     if not keys and between is not None:
         raise ConfigError(f"feed {feed.name!r} has no partitions in {between}")
     return keys

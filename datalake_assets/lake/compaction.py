@@ -287,7 +287,8 @@ class Compaction:
             self._tally.excluded |= dict.fromkeys(work.done.rewritten, reason)
             return
         self._ask_guard(work.done)
-        inputs = {file.name: file for file in work.group.files if file.name in work.done.rewritten}
+        rewritten = set(work.done.rewritten)
+        inputs = {file.name: file for file in work.group.files if file.name in rewritten}
 
         def planned(base: Manifest) -> Planned:
             there = {file.name: file for file in base.files}

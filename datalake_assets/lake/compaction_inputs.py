@@ -68,7 +68,7 @@ class Inputs:
             self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if may_copy else WHOLE_BYTES
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
         self._ahead: dict[int, Future[bytes | pa.Buffer]] = {}
-        self._copyable, self._doubted = self._by_etag() if is_remote else (frozenset[str](), set[str]())
+        self._copyable, self._doubted = self._by_etag() if is_remote else (set[str](), set[str]())
         self.files = [self._input(index, file) for index, file in enumerate(self._listed)]
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Inputs:
         limit_bytes = self._whole_bytes if file.name in self._made else max(self._whole_bytes, self._merged_bytes)
         return file.size_bytes <= limit_bytes
 
-    def _by_etag(self) -> tuple[Collection[str], set[str]]:
+    def _by_etag(self) -> tuple[set[str], set[str]]:
         """Files whose ranges the store may copy, by their ETag; and those with a checksum that have another by now.
 
         In a lake that was copied, all may have another: then the files are read, and compared with their checksums.
@@ -97,9 +97,9 @@ class Inputs:
         large = [file for file in self._listed if file.etag and not self._is_fetched(file)]
         etags = {self._key_of(file.name): file.etag for file in large}
         changed = set(self._store.changed(etags)) if etags else set()
-        copyable = [file.name for file in large if self._key_of(file.name) not in changed]
-        doubted = [file.name for file in large if self._key_of(file.name) in changed and file.checksum]
-        return copyable, set(doubted)
+        copyable = {file.name for file in large if self._key_of(file.name) not in changed}
+        doubted = {file.name for file in large if self._key_of(file.name) in changed and file.checksum}
+        return copyable, doubted
 
     def _prove(self, file: DataFile, key: str) -> None:
         try:

@@ -5,6 +5,7 @@ Whoever reads gets an error instead. So Arrow is had to read all of them where t
 
 from __future__ import annotations
 
+import functools
 import io
 import mmap
 from typing import Final
@@ -24,6 +25,9 @@ _NO_PAGE: Final = ("Invalid page header", "Deserializing page header failed")
 #: What Arrow says of a file that has fewer bytes than its footer says (arrow-cpp, ReadAt).
 _NO_BYTES: Final = "File too short"
 _NOT_RESERVED: Final = getattr(mmap, "MAP_NORESERVE", 0)
+#: Files up to this size share their zeros: a mapping for each would cost as much again as all that is asked, and more
+#: where several threads ask.
+_SHARED_BYTES: Final = 1 << 20
 
 
 def check_chunks(metadata: pq.FileMetaData, size_bytes: int) -> None:
@@ -54,6 +58,15 @@ def check_chunks(metadata: pq.FileMetaData, size_bytes: int) -> None:
 
 def _without_pages(size_bytes: int) -> pa.Buffer:
     """So many zeros, behind the first page: they take no memory, and are there only to be pointed at."""
+    return _shared_zeros().slice(0, size_bytes) if size_bytes <= _SHARED_BYTES else _zeros(size_bytes)
+
+
+@functools.cache
+def _shared_zeros() -> pa.Buffer:
+    return _zeros(_SHARED_BYTES)
+
+
+def _zeros(size_bytes: int) -> pa.Buffer:
     empty = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NOT_RESERVED)
     empty[len(MAGIC) : len(MAGIC) + len(_BAD_PAGE)] = _BAD_PAGE
     return pa.py_buffer(empty)

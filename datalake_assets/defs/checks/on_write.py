@@ -227,7 +227,8 @@ def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lak
         looks = _looks(context.instance, read, request_of(lake.settings))
     for event in aimed(context.instance, _evaluations(read, looks)):
         context.log_event(event)
-    has_files = any(look.health.files for look in looks if look.key in read.partitions)
+    own_keys = set(read.partitions)
+    has_files = any(look.health.files for look in looks if look.key in own_keys)
     for name, verdict in _results(read, looks).items():
         yield check_result(name, verdict, asset_key=asset_key(read.feed), with_figures=has_files)
     yield check_result(FRESHNESS, _freshness_now(read, datetime.now(UTC)))
@@ -360,7 +361,8 @@ def _results(read: FeedRead, looks: Sequence[CheckedPartition]) -> dict[str, Ver
 
     A finding of one partition is not held against another; but a check that blocks judges all that the run wrote.
     """
-    own = [each for each in looks if each.key in read.partitions]
+    own_keys = set(read.partitions)
+    own = [each for each in looks if each.key in own_keys]
     delivery = _delivery(read)
     verdicts = _verdicts(read.feed, own, delivery=delivery, report=read.report)
     of_all = _verdicts(read.feed, looks, delivery=delivery, report=read.report)
@@ -369,10 +371,11 @@ def _results(read: FeedRead, looks: Sequence[CheckedPartition]) -> dict[str, Ver
 
 def _evaluations(read: FeedRead, looks: Sequence[CheckedPartition]) -> Iterator[dg.AssetCheckEvaluation]:
     """What is worth its event, which costs more than the look: what Dagster waits for, and what is, or was, wrong."""
-    is_range = len(read.partitions) > 1
+    own_keys = set(read.partitions)
+    is_range = len(own_keys) > 1
     new = {each.key for each in read.beyond if each.files == each.files_added}
     for look in looks:
-        is_own = look.key in read.partitions
+        is_own = look.key in own_keys
         if is_own and not is_range:
             continue  # that is the run's result
         passes_too = len(looks) <= ALL_TOLD and (is_own or look.key not in new)

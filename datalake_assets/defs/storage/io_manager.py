@@ -90,12 +90,14 @@ class FeedRead:
     @property
     def selected(self) -> tuple[PartitionFacts, ...]:
         """The reports of the run's own partitions."""
-        return tuple(each for each in self._reports if each.key in self.partitions)
+        own = set(self.partitions)
+        return tuple(each for each in self._reports if each.key in own)
 
     @property
     def beyond(self) -> tuple[PartitionFacts, ...]:
         """The reports of other partitions that received rows."""
-        return tuple(each for each in self._reports if each.key not in self.partitions)
+        own = set(self.partitions)
+        return tuple(each for each in self._reports if each.key not in own)
 
     @property
     def _reports(self) -> tuple[PartitionFacts, ...]:

@@ -248,12 +248,13 @@ class Rewriting:
             for name, reason in done.rejected.items():
                 rejected |= dict.fromkeys((file.path for file in members[name]), reason)
             gone = set(rejected)
-            empty = not done.rewritten and not done.rejected
+            rewritten = set(done.rewritten)
+            empty = not rewritten and not done.rejected
             taken = tuple(
                 file
                 for name, files in members.items()
                 for file in files
-                if file.path not in gone and (empty or name in done.rewritten or not self._has_rows(file, present))
+                if file.path not in gone and (empty or name in rewritten or not self._has_rows(file, present))
             )
             self._count(outputs, taken, present)
         except BaseException:
