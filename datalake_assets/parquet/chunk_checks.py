@@ -25,9 +25,9 @@ _NO_PAGE: Final = ("Invalid page header", "Deserializing page header failed")
 #: What Arrow says of a file that has fewer bytes than its footer says (arrow-cpp, ReadAt).
 _NO_BYTES: Final = "File too short"
 _NOT_RESERVED: Final = getattr(mmap, "MAP_NORESERVE", 0)
-#: Files up to this size share their zeros: a mapping for each would cost as much again as all that is asked, and more
-#: where several threads ask.
-_SHARED_BYTES: Final = 1 << 20
+#: Files up to this size share their zeros, which take addresses alone: a mapping for each would cost as much again as
+#: what is asked, and more where several threads ask.
+_SHARED_BYTES: Final = 64 << 20
 
 
 def check_chunks(metadata: pq.FileMetaData, size_bytes: int) -> None:
