@@ -179,12 +179,7 @@ def chosen_partitions(
                 raise error
         keys = tuple(dict.fromkeys(partitions))
     else:
-        named = ExportRequest(between=between).partitions(feed)
-        every = table.partitions() if present is None else present
-        wanted = set(every if named is None else named)
-        keys = tuple(key for key in every if key in wanted)
-        if not keys and between is not None:
-            raise ConfigError(f"feed {feed.name!r} has no partitions in {between}")
+        keys = ExportRequest(between=between).among(table.partitions() if present is None else present, feed)
     return most_small_files_first(lambda: open_table(session.store, feed), keys, known=known)
 
 

@@ -13,7 +13,7 @@ from datalake_assets.cli.output import one_line, print_json, say, warn
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, tell_dagster
 from datalake_assets.core.facts import Deletion, Expired, WaitingRows
 from datalake_assets.core.wording import size_text
-from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.feed_compaction import missing_partitions
@@ -138,13 +138,7 @@ def _keys(table: LakeTable, feed: Feed, partitions: Sequence[str], between: str 
         for error in missing_partitions(table, partitions).values():
             raise error
         return tuple(dict.fromkeys(partitions))
-    named = ExportRequest(between=between).partitions(feed)
-    every = table.partitions()
-    wanted = set(every if named is None else named)
-    keys = tuple(key for key in every if key in wanted)
-    if not keys and between is not None:
-        raise ConfigError(f"feed {feed.name!r} has no partitions in {between}")
-    return keys
+    return ExportRequest(between=between).among(table.partitions(), feed)
 
 
 def _delete(session: Session, table: LakeTable, where: str, done: _Done) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -161,6 +161,21 @@ class ExportRequest:
         if end.start < start.start:
             raise ConfigError(f"--range {self.between!r} ends before it begins")
         return tuple(keys_in(TimeWindow(start.start, end.end), by))
+
+    def among(self, keys: Iterable[str], feed: Feed) -> tuple[str, ...]:
+        """Those of a table's partitions that are meant, in their order; all where none are named.
+
+        Raises:
+            ConfigError: None of them is there, or they are none of this feed's.
+        """
+        named = self.partitions(feed)
+        if named is None:
+            return tuple(keys)
+        wanted = set(named)
+        found = tuple(key for key in keys if key in wanted)
+        if not found:
+            raise ConfigError(f"feed {feed.name!r} has no partitions in {self.partition or self.between}")
+        return found
 
     def refuse_for_offsets(self, feed: Feed) -> None:
         """Refuses a selection of partitions where an export lands whatever is new, in whatever partition it belongs.

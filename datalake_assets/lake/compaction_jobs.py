@@ -108,10 +108,9 @@ class RewriteJob:
             reached = max(reached, done_bytes)
             progress(reached)
 
-        keys = dict(zip((file.name for file in self.files), self.keys, strict=True))
         checksums: dict[str, str] = {}
         try:
-            return RewriteResult(self._rewritten(self.files, keys, advance, checksums), checksums=checksums)
+            return RewriteResult(self._rewritten(self.files, self.keys, advance, checksums), checksums=checksums)
         except ObjectNotFound as error:
             logger.info("a file of %s is gone, merged by somebody else: %s", self.folder, error)
             return RewriteResult(None)
@@ -119,7 +118,7 @@ class RewriteJob:
             if not _is_of_files(error):
                 raise
             logger.exception("a merge in %s failed; its files are tried one by one", self.folder)
-            culprits = self._culprits(error, keys, lambda _: progress(reached))
+            culprits = self._culprits(error, lambda _: progress(reached))
             return RewriteResult(Rewritten(rejected=culprits), frozenset(culprits), checksums)
 
     def discard(self, done: Rewritten[StagedFile] | None) -> None:
@@ -128,11 +127,11 @@ class RewriteJob:
             self.store.store.discard_staged(staged)
 
     def _rewritten(
-        self, files: Sequence[DataFile], keys: Mapping[str, str], on_progress: Progress, checksums: dict[str, str]
+        self, files: Sequence[DataFile], keys: Sequence[str], on_progress: Progress, checksums: dict[str, str]
     ) -> Rewritten[StagedFile]:
         inputs = Inputs(
             self.store.store,
-            keys.__getitem__,
+            dict(zip((file.name for file in files), keys, strict=True)).__getitem__,
             files,
             adopted=self.adopted,
             may_copy=self.may_copy,
@@ -152,12 +151,12 @@ class RewriteJob:
     def _given(self, inputs: Inputs) -> Sequence[Input]:
         return inputs.files
 
-    def _culprits(self, error: Exception, keys: Mapping[str, str], go_on: Progress) -> dict[str, str]:
+    def _culprits(self, error: Exception, go_on: Progress) -> dict[str, str]:
         """The files of a group that failed which fail alone, too, with the reason; all if it takes several to fail."""
         found = {}
-        for file in self.files:
+        for file, key in zip(self.files, self.keys, strict=True):
             try:
-                done = self._rewritten([file], keys, go_on, {})
+                done = self._rewritten([file], [key], go_on, {})
             except Exception as alone:
                 if not _is_of_files(alone):
                     raise

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.values import Value
 from datalake_assets.errors import CorruptLake, UnreadableFile
 from datalake_assets.parquet.concat import ConcatWriter
-from datalake_assets.parquet.decoding import fits_piece, open_parquet, tables
+from datalake_assets.parquet.decoding import all_open, fits_piece, open_parquet, tables
 from datalake_assets.parquet.elements import encoded_schema
 from datalake_assets.parquet.evidence import Evidence
 from datalake_assets.parquet.fingerprint import same_values
@@ -59,9 +58,6 @@ HELD = 3
 UNLIKE = "what it made does not read as the inputs do"
 #: So many files of a row group may be refused while it is merged, which begins anew each time; then all are encoded.
 MAX_REFUSALS = 3
-#: Held while Arrow opens small files: several threads at it are no faster, and take a third more CPU, since Python's
-#: lock goes to and fro.
-_ARROW_OPENS = threading.Lock()
 
 
 class WholeFile(Value, frozen=True):
@@ -346,7 +342,7 @@ class Merger:
             sides = [Side(each.data, each.file.rows, proven=each.is_proven) for each in files]
             made, memory_bytes = Side(segment.buffer, sum(each.rows for each in sides)), self._options.memory_bytes
             found = self._comparer.compare(sides, made, segment.footer.data, memory_bytes=memory_bytes, asks_arrow=True)
-            if found.verdict is Verdict.EQUAL and self._all_open(files):
+            if found.verdict is Verdict.EQUAL and all_open(each.data for each in files if not each.is_proven):
                 return ""
             if found.verdict is Verdict.DIFFERS:
                 of = "" if found.column is None else f" in column {self._form.model.footer.columns[found.column]!r}"
@@ -363,17 +359,6 @@ class Merger:
             if stated not in self._read_alike:
                 self._read_alike[stated] = _types_agree(each, segment)
             if not self._read_alike[stated]:
-                return False
-        return True
-
-    def _all_open(self, files: Sequence[WholeFile]) -> bool:
-        """Whether Arrow takes the metadata of all files that nobody vouches for."""
-        with _ARROW_OPENS:
-            try:
-                for each in files:
-                    if not each.is_proven:
-                        open_parquet(pa.BufferReader(each.data)).close()
-            except (pa.ArrowException, OSError, ValueError):
                 return False
         return True
 

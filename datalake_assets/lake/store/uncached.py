@@ -25,8 +25,8 @@ BLOCK_BYTES: Final = 1 << 20
 #: Disks want blocks to begin and end at a multiple of their sectors, of which none is larger (open(2), O_DIRECT).
 ALIGNMENT: Final = 4096
 #: A large page of x86-64's, and of most ARMs; others are content with such memory, too.
-PAGE_BYTES: Final = 2 << 20
-_LARGE_PAGES: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
+_LARGE_PAGE_BYTES: Final = 2 << 20
+_IN_LARGE_PAGES: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
 _KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE: what is not written in the end is no part of the file
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)  # Linux's
 _IF_CACHED: Final = getattr(os, "RWF_NOWAIT", 0)
@@ -126,11 +126,11 @@ def _new_block() -> memoryview:
     """
     import ctypes  # noqa: PLC0415  only who reads or copies large files needs it
 
-    held = mmap.mmap(-1, 2 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if _LARGE_PAGES is not None:
+    held = mmap.mmap(-1, 2 * _LARGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if _IN_LARGE_PAGES is not None:
         with contextlib.suppress(OSError):  # not every kernel has them
-            held.madvise(_LARGE_PAGES)
-    begin = -ctypes.addressof(ctypes.c_char.from_buffer(held)) % PAGE_BYTES
+            held.madvise(_IN_LARGE_PAGES)
+    begin = -ctypes.addressof(ctypes.c_char.from_buffer(held)) % _LARGE_PAGE_BYTES
     return memoryview(held)[begin : begin + BLOCK_BYTES]
 
 
