@@ -8,6 +8,8 @@ import re
 from decimal import Decimal
 from pathlib import Path
 
+import duckdb
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,9 @@ from datalake_assets.parquet.chunk_pages import decompresses
 from datalake_assets.parquet.decoding import open_parquet
 from datalake_assets.parquet.native import MergeOptions, Part, load_kernel
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
+from datalake_assets.parquet.thrift import varint
 from datalake_assets_tests.parquet.native_seeds import decoded, group, same
+from datalake_assets_tests.parquet.page_files import Page, made, packed
 
 pytestmark = pytest.mark.skipif(load_comparer() is None, reason="the comparer was not built")
 CODECS = ("none", "snappy", "zstd", "gzip", "brotli", "lz4")
@@ -246,6 +250,34 @@ def test_indices_wider_than_any_are_for_arrow_to_refuse_also_where_all_is_null()
     with pytest.raises(OSError, match="bit_width"):
         decoded(bytes(body))
     assert alone(bytes(body), 1).verdict is Verdict.UNCLEAR
+
+
+@pytest.mark.parametrize("groups", [3, 4, 8, 200])
+def test_bit_packed_indices_may_be_filled_up_after_the_last_one_as_all_readers_take_them(groups, tmp_path):
+    """DuckDB fills up to 32 of them."""
+    entries, indices = [70, 80, 90], [number % 3 for number in range(20)]
+    schema = pa.schema([pa.field("a", pa.int64(), nullable=False)])
+    dictionary = Page(entries, is_dictionary=True)
+    body = made(schema, [[dictionary, Page(indices=packed(indices, 2, groups), count=20)]])
+    table = pa.table({"a": [entries[index] for index in indices]}, schema=schema)
+    (path := tmp_path / "a.parquet").write_bytes(body)
+    assert decoded(body).equals(table)
+    assert pl.read_parquet(path)["a"].to_list() == table["a"].to_pylist()
+    assert [row for (row,) in duckdb.read_parquet(str(path)).fetchall()] == table["a"].to_pylist()
+    assert (alone(body, 20).verdict, compared([body], encoded(table)).verdict) == (Verdict.EQUAL, Verdict.EQUAL)
+    cut, more = packed(indices, 2, groups)[:-1], packed(indices, 2, groups) + b"\2\1"  # and a run that begins too late
+    for wrong in (cut, more, b"\2" + varint(21 << 1) + b"\1"):
+        assert alone(made(schema, [[dictionary, Page(indices=wrong, count=20)]]), 20).verdict is Verdict.UNCLEAR
+
+
+def test_files_of_duckdb_are_read_alone(tmp_path):
+    path = tmp_path / "a.parquet"
+    values = "CASE WHEN i % 7 > 0 THEN 'v' || i % 5 END AS text, i % 40 AS few, i AS n"
+    duckdb.sql("FROM range(333) AS _(i)").project(values).write_parquet(str(path))
+    body = path.read_bytes()
+    assert pq.read_metadata(path).row_group(0).column(0).has_dictionary_page
+    told = alone(body, 333)
+    assert (told.verdict, told.reason, told.values) == (Verdict.EQUAL, "", 999)
 
 
 def _begin(chunk):

@@ -51,17 +51,20 @@ inline uint64_t varint_at(Span at, uint64_t& place) {
 }
 
 // The hybrid of runs and bit-packed numbers, of exactly `count` numbers up to `most`. All bytes have to belong to it:
-// readers differ in what they make of runs that are cut off, or that go on for longer than the last group of eight.
+// readers differ in what they make of runs that are cut off, and of what follows the last one. A bit-packed run may go
+// on after the last number, as DuckDB fills up the last one to 32 numbers: readers unpack as many as they want of what
+// is there, or all of it. Numbers of no bits may not, beyond a group of eight: no bytes say that they are there. A
+// repeated value may not either, since no writer makes such a run.
 template <typename T>
 void decode_runs(Span at, uint32_t width, uint32_t count, uint32_t most, T* to) {
   uint64_t place = 0;
   uint32_t done = 0, largest = 0;
   while (done < count) {
     uint64_t head = varint_at(at, place);
-    if (head >> 1 == 0 || head >> 1 > INT_MAX) throw Unclear{"a run has no length"};
+    if (head >> 1 == 0 || head >> 1 > (head & 1 ? INT_MAX / 8 : INT_MAX)) throw Unclear{"a run has no length"};
     if (head & 1) {
       const uint64_t left = count - done, whole = (head >> 1) * 8, some = whole < left ? whole : left;
-      if (whole - some > 7) throw Unclear{"a run is longer than its page"};
+      if (!width && whole - some > 7) throw Unclear{"a run is longer than its page"};
       Span bits = at.part(place, (head >> 1) * width);
       place += bits.size;
       unpack_bits(bits, width, some, to + done);
