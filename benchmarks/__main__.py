@@ -10,7 +10,7 @@ __all__ = ["main"]
 BENCHMARKS = {
     "ingest": "a million stream rows into day partitions, beside the pandas way",
     "compaction": "small files into few, beside DuckDB, Polars, Daft, delta-rs and pyarrow; on S3; 10 GB with --large",
-    "compaction_writers": "small files of pyarrow, Polars, DuckDB and pandas, of four shapes, beside Polars",
+    "compaction_writers": "small files of five writers and of ours, in four shapes, own and adopted, beside Polars",
     "csv": "a 200 MB CSV file to Parquet and Avro, beside the usual way, DuckDB, Polars and pyarrow",
     "drops": "a look of the sensor at a prefix of a million dropped files, ten of them new",
     "iceberg": "small files of an Iceberg table into few, beside pyiceberg, delta-rs, Spark and a Rust library; on S3",

@@ -46,14 +46,12 @@ class InputFile:
 
     Attributes:
         body: The Parquet file.
-        first_id: Of its first row; ids go up by one.
         rows: Its rows.
         min_time: Of its first row.
         max_time: Of its last row.
     """
 
     body: bytes
-    first_id: int
     rows: int
     min_time: datetime
     max_time: datetime
@@ -65,7 +63,7 @@ def make_file(number: int, rows: int, *, files: int) -> InputFile:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="snappy")
     times = table["event_time"]
-    return InputFile(sink.getvalue(), number * rows, rows, times[0].as_py(), times[-1].as_py())
+    return InputFile(sink.getvalue(), rows, times[0].as_py(), times[-1].as_py())
 
 
 class Template:
@@ -119,7 +117,7 @@ class Template:
                 self._body[at : at + 8] = (value + shift).to_bytes(8, "little")
         after = number * self.STEP_US
         low, high = (DAY + timedelta(microseconds=after + int(self._values["event_time"][at])) for at in (0, -1))
-        return InputFile(bytes(self._body), shifts["id"], self._rows, low, high)
+        return InputFile(bytes(self._body), self._rows, low, high)
 
 
 def _table(first: int, rows: int, *, total: int, seed: int) -> pa.Table:

@@ -35,9 +35,11 @@ from datalake_assets.settings import load_settings
 from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from benchmarks.compaction_inputs import InputFile
 
-__all__ = ["KEY", "build", "build_from_templates", "feed_of", "open_lake"]
+__all__ = ["KEY", "build", "build_from_templates", "build_of_files", "feed_of", "open_lake"]
 
 #: Partition key of the day, which is that of `benchmarks.compaction_inputs`.
 KEY = "2025-01-15"
@@ -84,14 +86,20 @@ def build(store: Store, *, files: int, rows: int) -> None:
 
 
 def build_from_templates(store: Store, *, files: int, rows: int, templates: int) -> None:
-    """Puts so many files where they belong, and into the manifest, which takes a hundred thousand in one write."""
+    """Lands so many files, made of so many templates, without a commit for each."""
     from benchmarks.compaction_inputs import SCHEMA, Template  # noqa: PLC0415  see the module
-    from datalake_assets.core.schema import schema_to_json  # noqa: PLC0415
+
+    made = [Template(number, rows) for number in range(templates)]
+    build_of_files(store, (made[number % templates].make(number) for number in range(files)), schema=SCHEMA)
+
+
+def build_of_files(store: Store, files: Iterable[InputFile], *, schema: pa.Schema) -> None:
+    """Puts files where they belong, and into the manifest, which takes a hundred thousand in one write."""
+    from datalake_assets.core.schema import schema_to_json  # noqa: PLC0415  see the module
 
     folder = FeedFolder(store, feed_of())
-    schema = schema_to_json(SCHEMA)
-    folder.state.change(lambda now: replace(now.with_kind("offsets", feed=folder.feed.name), schema=schema))
-    made = [Template(number, rows) for number in range(templates)]
+    columns = schema_to_json(schema)
+    folder.state.change(lambda now: replace(now.with_kind("offsets", feed=folder.feed.name), schema=columns))
     target, is_local = Path(store.path(folder.data_folder(KEY))), "://" not in store.uri
     if is_local:
         target.mkdir(parents=True)
@@ -106,10 +114,9 @@ def build_from_templates(store: Store, *, files: int, rows: int, templates: int)
         checksum.update(file.body)
         return DataFile(name, file.rows, len(file.body), file.min_time, file.max_time, str(checksum))
 
-    files_made = (made[number % templates].make(number) for number in range(files))
-    listed = [*(map(put, files_made) if is_local else _in_threads(put, files_made))]
+    listed = [*(map(put, files) if is_local else _in_threads(put, files))]
     log = folder.log(KEY)
-    log.reconcile(log.load(), listed, schema=schema)
+    log.reconcile(log.load(), listed, schema=columns)
 
 
 def _stage(folder: FeedFolder, file: InputFile) -> tuple[StagedFile, DataFile]:

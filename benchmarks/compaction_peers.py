@@ -153,14 +153,21 @@ def decompressed_copy(inputs: Path, output: Path, _: str) -> Used:
 
 
 def _compressed_pages(file: Path) -> list[list[tuple[int, int, int]]]:
-    """Of each column where pages' compressed bytes begin, how many they are, and how many they make; of version 1."""
+    """Of each column where pages' compressed bytes begin, how many they are, and how many they make.
+
+    Raises:
+        SystemExit: Some are of another codec than Snappy, or of version 2, whose levels are not compressed.
+    """
     chunk_pages, parquet = import_module("datalake_assets.parquet.chunk_pages"), import_module("pyarrow.parquet")
+    version_2 = import_module("datalake_assets.parquet.pages").DATA_PAGE_V2
     source = import_module("pyarrow").OSFile(str(file))
-    columns = zip(*chunk_pages.Chunks(parquet.read_metadata(file), source), strict=True)
-    return [
-        [(begin, page.size_bytes, page.plain_bytes) for chunk in chunks for page, _, begin in chunk.pages()]
-        for chunks in columns
-    ]
+    found = list[list[tuple[int, int, int]]]()
+    for chunks in zip(*chunk_pages.Chunks(parquet.read_metadata(file), source), strict=True):
+        pages = [(page, begin) for chunk in chunks for page, _, begin in chunk.pages()]
+        if any(chunk.codec() != "snappy" for chunk in chunks) or any(page.kind == version_2 for page, _ in pages):
+            raise SystemExit(f"{file.name} has pages that are not of Snappy and version 1: no codec is measured alone")
+        found.append([(begin, page.size_bytes, page.plain_bytes) for page, begin in pages])
+    return found
 
 
 def _proven_copy(inputs: Path, output: Path, pages: dict[Path, list[tuple[int, int, int]]]) -> Used:

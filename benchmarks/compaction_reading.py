@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-__all__ = ["main", "print_cost"]
+__all__ = ["main", "print_cost", "spark_session"]
 
 #: Rows that are looked up one after the other, all over the files: of a writer's row groups some are small, and a row
 #: may lie in one of these.
@@ -160,11 +160,11 @@ def _by_fastparquet(files: list[str], ids: Sequence[int]) -> Mapping[str, Query]
 
 
 def _by_spark(files: list[str], ids: Sequence[int]) -> Mapping[str, Query]:
-    _spark()  # functions need one
+    spark_session()  # functions need one
     functions: Any = import_module("pyspark.sql.functions")
 
     def scanned() -> Any:
-        return _spark().read.parquet(*files)
+        return spark_session().read.parquet(*files)
 
     figures = functions.count("*"), functions.sum("quantity"), functions.avg("price")
     return {
@@ -175,7 +175,7 @@ def _by_spark(files: list[str], ids: Sequence[int]) -> Mapping[str, Query]:
 
 
 @cache
-def _spark() -> Any:
+def spark_session() -> Any:
     """The one session of this process, on all cores, with a collector that keeps no threads of its own busy."""
     settings = {
         "spark.driver.memory": "2g",
@@ -218,12 +218,12 @@ def _cpu_s(work: Callable[[], object], times: int = 1) -> float:
 
 def _used_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime + (_cpu_s_of(_jvm()) if _spark.cache_info().currsize else 0.0)
+    return used.ru_utime + used.ru_stime + (_cpu_s_of(_jvm()) if spark_session.cache_info().currsize else 0.0)
 
 
 def _jvm() -> int:
     """The process id of Spark's JVM."""
-    return int(_spark().sparkContext._gateway.proc.pid)  # noqa: SLF001  nothing else says which process it is
+    return int(spark_session().sparkContext._gateway.proc.pid)  # noqa: SLF001  nothing else says which process it is
 
 
 def _cpu_s_of(pid: int) -> float:
