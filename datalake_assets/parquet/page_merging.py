@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,6 +56,8 @@ LARGER = 4
 HELD = 3
 #: Why nothing is kept of a row group.
 UNLIKE = "what it made does not read as the inputs do"
+#: Of so many leaves the kernel says of each whether it has a bloom filter.
+BLOOM_LEAVES = 63
 #: So many files of a row group may be refused while it is merged, which begins anew each time; then all are encoded.
 MAX_REFUSALS = 3
 
@@ -144,6 +146,7 @@ class Merger:
         self._row_group_bytes, self._row_bytes = settings.parquet.row_group_bytes, settings.row_bytes
         self._row_width = sum(map(_width, form.schema.types))
         self._time_leaf = _time_leaf(form)
+        self._bloom_leaves = sum(1 << leaf for leaf in _leaves(form, form.bloom_columns) if leaf < BLOOM_LEAVES)
         self._comparer = load_comparer()
         self._read_alike: dict[bytes | None, bool] = {}
         self._last_key_values: tuple[bytes, Mapping[bytes, bytes]] = (b"", {})
@@ -176,8 +179,9 @@ class Merger:
         """
         file = given.file
         (found,) = self._kernel.check([Part(data, rows=file.rows)], time_leaf=self._time_leaf)
-        has_more = found.has_bloom or found.has_chunk_key_values or like.chunk_values
-        is_unsure = found.has_repeated or found.unstated_dictionary or found.plain_bytes > self._row_bytes
+        has_more = found.bloom_leaves & ~self._bloom_leaves or found.has_chunk_key_values or like.chunk_values
+        most_bytes = max(found.most_row_bytes, found.plain_bytes)
+        is_unsure = found.unstated_dictionary or most_bytes > self._row_bytes
         is_copied = may_be_copied(file.size_bytes, found.plain_bytes, found.row_groups)
         is_large = max(file.size_bytes, found.plain_bytes // LARGER) > self._row_group_bytes
         if found.refused or has_more or is_unsure or is_copied or is_large or data.size != file.size_bytes:
@@ -211,8 +215,6 @@ class Merger:
         if not source.is_whole or max(size_bytes, plain_bytes // LARGER) > self._row_group_bytes:
             return None
         source.check_decodable()
-        if self._verify != "full" and source.has_lists and not source.file.checksum:
-            source.prove()  # the kernel takes levels of lists for what they are, whether or not they hang together
         schema = encoded_schema(source.footer_bytes, self._form.model.schema)
         why = "" if schema == self._form.model.schema else "its schema is stated otherwise"
         data, key_values = source.whole(), source.key_values
@@ -488,5 +490,9 @@ def _width(kind: pa.DataType) -> int:
 
 def _time_leaf(form: SegmentFormat) -> int | None:
     """The number of the column by which rows are in order."""
-    columns = form.model.footer.columns
-    return columns.index(form.time_column) if form.time_column in columns else None
+    return next(_leaves(form, {form.time_column} if form.time_column else ()), None)
+
+
+def _leaves(form: SegmentFormat, paths: Collection[str]) -> Iterator[int]:
+    """The numbers of columns."""
+    return (number for number, path in enumerate(form.model.footer.columns) if path in paths)

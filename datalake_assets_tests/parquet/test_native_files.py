@@ -118,7 +118,7 @@ def test_bloom_filters_are_made_anew(kernel, tmp_path):
     """Each value is found in them, and few others are, by DuckDB."""
     tables = [pa.table({"text": [f"v{number % 40}" for number in range(start, start + 900)]}) for start in (0, 900, 77)]
     bodies = [_duckdb(table, tmp_path / f"{place}.parquet") for place, table in enumerate(tables)]
-    assert kernel.check([Part(body) for body in bodies])[0].has_bloom
+    assert kernel.check([Part(body) for body in bodies])[0].bloom_leaves
     path = tmp_path / "merged.parquet"
     path.write_bytes(merged(kernel, bodies, codec="zstd").view)
 
@@ -273,14 +273,15 @@ def _a_list_that_goes_on_without_an_entry():
 
 
 @pytest.mark.parametrize("damaged", [_lists_that_do_not_agree(), _a_list_that_goes_on_without_an_entry()])
-def test_rows_are_not_moved_where_lists_do_not_hang_together(kernel, damaged):
+@pytest.mark.parametrize(("order", "proven"), [("sort", False), ("sort", True), ("keep", False)])
+def test_rows_stay_where_they_are_where_lists_do_not_hang_together(kernel, damaged, order, proven):
     """pyarrow reads such files, and other values of a row with other rows before it."""
     readable = pq.read_table(pa.BufferReader(damaged))
-    assert decoded(merged(kernel, [damaged], time_leaf=0)).equals(readable)
+    assert decoded(kernel.merge([Part(damaged, proven=True)], MergeOptions(time_leaf=0))).equals(readable)
     before = parquet(readable.slice(0, 1).set_column(0, "at", pa.array([0])), **PLAIN_PAGES)
     for bodies, place in (([damaged], 0), ([damaged, before], 0), ([before, damaged], 1)):
         with pytest.raises(Refused) as refused:
-            merged(kernel, bodies, time_leaf=0, order="sort")
+            kernel.merge([Part(body, proven=proven) for body in bodies], MergeOptions(time_leaf=0, order=order))
         assert (refused.value.kind, refused.value.index) == (Refusal.DAMAGED, place)
 
 

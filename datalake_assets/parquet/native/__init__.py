@@ -224,6 +224,7 @@ class Checked(msgspec.Struct, frozen=True):
         plain_bytes: Of their column chunks before compression, by the footer.
         largest_chunk_plain_bytes: The same of the largest column chunk.
         largest_group_bytes: Of the largest row group, compressed.
+        most_row_bytes: Of a row, decoded, at the most, as far as the footer tells.
         pages: That were walked.
         checksums: Of them, with a checksum; all were right.
         schema_digest: Equal where the schemas' elements are, byte for byte: such files merge.
@@ -232,7 +233,7 @@ class Checked(msgspec.Struct, frozen=True):
         key_values: Where the list of key-values lies, with its head; length 0 if there is none.
         created_by: Where the writer's name lies.
         codecs: Of the column chunks.
-        has_bloom: Some column has a bloom filter.
+        bloom_leaves: With a bloom filter, a bit for each of the first 63 leaves, the next one for all others.
         has_sorting: Some row group states how its rows are sorted.
         has_page_index: Some column chunk has one.
         has_chunk_key_values: Some column chunk has key-values of its own.
@@ -248,6 +249,7 @@ class Checked(msgspec.Struct, frozen=True):
     plain_bytes: int = 0
     largest_chunk_plain_bytes: int = 0
     largest_group_bytes: int = 0
+    most_row_bytes: int = 0
     pages: int = 0
     checksums: int = 0
     schema_digest: bytes = b""
@@ -256,7 +258,7 @@ class Checked(msgspec.Struct, frozen=True):
     key_values: Span = (0, 0)
     created_by: Span = (0, 0)
     codecs: frozenset[str] = frozenset()
-    has_bloom: bool = False
+    bloom_leaves: int = 0
     has_sorting: bool = False
     has_page_index: bool = False
     has_chunk_key_values: bool = False
@@ -436,6 +438,7 @@ def _checked(found: CChecked, index: int) -> Checked:
         found.plain_bytes,
         found.largest_chunk_plain_bytes,
         found.largest_group_bytes,
+        found.most_row_bytes,
         found.pages,
         found.checksums,
         bytes(found.schema_digest),
@@ -444,7 +447,7 @@ def _checked(found: CChecked, index: int) -> Checked:
         _span(found.key_values),
         _span(found.created_by),
         _names(found.codecs),
-        bool(found.has_bloom),
+        found.bloom_leaves,
         bool(found.has_sorting),
         bool(found.has_page_index),
         bool(found.has_chunk_key_values),

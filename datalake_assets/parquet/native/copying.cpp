@@ -25,7 +25,8 @@ struct ChunkWriter::Found {
   size_t definition = 0;  // where its levels begin in `scratch_.kept`
   bool by_index = false;  // a dictionary page
   bool as_is = false;     // a page of version 1, whose levels are compressed with its values, and stay with them
-  View elements;          // what is joined: all of `compressed` but what a codec has in front
+  bool is_split = false;  // of a page of version 1, the values alone: they were gone through when it was taken apart
+  Part part;              // what is joined: all of `compressed` but what a codec has in front
 };
 
 // The pieces of a chunk; false if some of its values have to be decoded.
@@ -96,8 +97,22 @@ bool ChunkWriter::find_plain(const PageHeader& header, View body, const Chunk& c
   piece.plain_bytes = static_cast<size_t>(header.plain_bytes);
   piece.definition = scratch_.kept.size;
   if (header.type == DATA_PAGE && leaf_.max_definition) {
+    if (header.definition_encoding != RLE) return false;
+    SplitPage split;
+    const bool is_small = header.plain_bytes < static_cast<i64>(SMALL_PAGE_BYTES);
+    if (is_small && can_skim(chunk.codec) && split_page(header, body, scratch_, split)) {
+      u8* definition = scratch_.kept.grow(piece.levels);
+      piece.values = decode_definition(leaf_, split.levels.data, split.levels.end(), piece.levels, definition);
+      memcpy(piece.part.head, split.head, split.head_bytes);
+      piece.part.head_bytes = split.head_bytes;
+      piece.compressed = piece.part.rest = split.rest;
+      piece.plain_bytes = split.plain_bytes;
+      piece.is_split = true;
+      found.push_back(piece);
+      return true;
+    }
     // how many of its levels are nulls stands within it, unless it has all of the chunk's, or none
-    if (chunk.nulls < 0 || (chunk.nulls && !is_only) || header.definition_encoding != RLE) return false;
+    if (chunk.nulls < 0 || (chunk.nulls && !is_only)) return false;
     piece.as_is = true;
     piece.values -= static_cast<size_t>(chunk.nulls);
   } else if (header.type == DATA_PAGE_V2) {
@@ -133,10 +148,21 @@ void ChunkWriter::prove(const Chunk& chunk, const Found& found) {
     return;
   }
   if (!found.plain_bytes && !found.compressed.size) return;
+  // values of one width are as many as their bytes say, and whether those can be had shows from going through them
+  if (leaf_.width() && (found.is_split || (settings_.walk && can_skim(chunk.codec)))) return;
+  View compressed = found.compressed;
+  if (found.is_split) {
+    Bytes& whole = scratch_.packed;
+    whole.clear();
+    put_joined_head(chunk.codec, found.plain_bytes, whole);
+    whole.put(found.part.head, found.part.head_bytes);
+    whole.put(found.part.rest.data, found.part.rest.size);
+    compressed = {whole.data, whole.size};
+  }
   scratch_.check.clear();
   scratch_.check.reserve(found.plain_bytes);
   u8* plain = scratch_.check.data;
-  scratch_.codecs.decompress(chunk.codec, found.compressed.data, found.compressed.size, plain, found.plain_bytes);
+  scratch_.codecs.decompress(chunk.codec, compressed.data, compressed.size, plain, found.plain_bytes);
   if (leaf_.type == BYTE_ARRAY) {
     need(walk_byte_arrays(plain, plain + found.plain_bytes, found.values, nullptr) == found.plain_bytes,
          "a page ends early");
@@ -153,19 +179,22 @@ bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Col
   if (leaf_.order != Order::NONE) {
     if (!chunk.min_exact || !chunk.max_exact || !stated_min_max(leaf_, chunk, range)) return false;
   }
+  // nobody knows yet whether values repeat: a large dictionary says so that is gone through once
+  bool is_first = before.has_dictionary && !only_way;
+  if (is_first && !chunk.has_dictionary()) return false;
   std::vector<Found> found;
   if (!find(file, chunk, found)) return false;
   size_t levels = 0, values = 0, plain_bytes = 0;
   for (Found& each : found) {
     if (each.levels > LONGER * settings_.page_rows) return false;
-    if (!each.as_is && !joinable(settings_.codec, each.compressed, each.plain_bytes, each.elements)) return false;
+    if (!each.as_is && !each.is_split &&
+        !joinable(settings_.codec, each.compressed, each.plain_bytes, each.part.rest))
+      return false;
     levels += each.levels;
     values += each.values;
     plain_bytes += each.plain_bytes;
   }
   if (static_cast<i64>(levels) != rows) return false;
-  // nobody knows yet whether values repeat: a large dictionary says so that is gone through once
-  bool is_first = before.has_dictionary && !only_way;
   if (is_first && !(found[0].by_index && plain_bytes >= UNLIKE_BYTES)) return false;
   need(chunk.nulls < 0 || static_cast<i64>(levels - values) == chunk.nulls, WRONG_NULLS);
   if (!proven) {
@@ -178,7 +207,7 @@ bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Col
     before.forget_values();
   }
   for (const Found& each : found) {
-    if (settings_.walk && !each.as_is && (each.plain_bytes || each.compressed.size) && can_skim(settings_.codec))
+    if (settings_.walk && !each.as_is && !each.is_split && (each.plain_bytes || each.compressed.size) && can_skim(settings_.codec))
       skimmed_.add(each.compressed, each.plain_bytes);
     put_found(each, range);
   }
@@ -196,10 +225,10 @@ void ChunkWriter::put_found(const Found& found, const MinMax& range) {
       joined_.plain_bytes + found.plain_bytes > settings_.page_bytes)
     put_joined();
   if (leaf_.max_definition) joined_.definition.put(scratch_.kept.data + found.definition, found.levels);
-  joined_.parts.push_back(found.elements);
+  joined_.parts.push_back(found.part);
   joined_.levels += found.levels;
   joined_.values += found.values;
-  joined_.bytes += found.elements.size;
+  joined_.bytes += found.part.size();
   joined_.plain_bytes += found.plain_bytes;
   if (found.values) widen_range(leaf_, range, joined_.range);
 }
@@ -280,7 +309,10 @@ void ChunkWriter::put_joined() {
   out_.put(header.bytes.data, header.bytes.size);
   out_.put(levels.data, levels.size);
   out_.put(head.data, head.size);
-  for (View part : joined_.parts) out_.put(part.data, part.size);
+  for (const Part& part : joined_.parts) {
+    out_.put(part.head, part.head_bytes);
+    out_.put(part.rest.data, part.rest.size);
+  }
   info_.bytes += static_cast<i64>(header.bytes.size + body_bytes);
   info_.plain_bytes += static_cast<i64>(header.bytes.size + levels.size + joined_.plain_bytes);
   info_.values += static_cast<i64>(joined_.levels);

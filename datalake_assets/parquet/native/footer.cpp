@@ -230,6 +230,7 @@ void parse_chunk_metadata(ThriftReader& reader, Chunk& chunk) {
       while (count--) {
         i32 encoding = reader.int32();
         chunk.lists_dictionary |= encoding == PLAIN_DICTIONARY || encoding == RLE_DICTIONARY;
+        chunk.lists_prefixes |= encoding == DELTA_BYTE_ARRAY;
       }
       return true;
     }

@@ -58,6 +58,7 @@ struct Chunk {
   bool has_bloom = false, has_page_index = false;
   i64 offset_index = 0, offset_index_bytes = 0;  // bytes: 0 where there is none
   bool lists_dictionary = false;                 // among its encodings, whether or not it says where the dictionary is
+  bool lists_prefixes = false;                   // the same of values that begin as those before do
   View key_values;
 
   bool has_dictionary() const { return dictionary_offset > 0 && dictionary_offset < data_offset; }

@@ -175,12 +175,27 @@ bool widen_times(const Leaf& leaf, const Chunk& chunk, pm_checked& checked) {
   return true;
 }
 
+// Bytes of a row in one column at the most, decoded: each row has a value at least, and one row may have all others.
+i64 most_of_row(const Leaf& leaf, const Chunk& chunk, i64 rows) {
+  constexpr i64 BESIDES = 16;  // what a value takes for its offset and its validity
+  const i64 values = leaf.max_repetition ? chunk.values - rows + 1 : 1;
+  const i64 encoded = std::max({chunk.plain_bytes, chunk.bytes, i64{0}});
+  const bool hides = leaf.max_repetition && (chunk.lists_dictionary || chunk.lists_prefixes);  // long values in few bytes
+  const i64 each = leaf.width() ? static_cast<i64>(leaf.width()) : hides ? encoded : 0;
+  i64 most = 0;
+  if (__builtin_mul_overflow(values, each + BESIDES, &most)) return INT64_MAX;
+  if (!leaf.width() && !hides && __builtin_add_overflow(most, encoded, &most)) return INT64_MAX;
+  return most;
+}
+
 void check_group(const File& file, const RowGroup& group, pm_depth depth, pm_checked& checked, Scratch& scratch,
                  PageCount& count, Skimmed& skimmed) {
-  i64 bytes = 0;
+  i64 bytes = 0, row_bytes = 0;
   for (size_t i = 0; i < group.chunks.size(); i++) {
     const Chunk& chunk = group.chunks[i];
-    checked.has_bloom |= chunk.has_bloom;
+    checked.bloom_leaves |= u64{chunk.has_bloom} << std::min<size_t>(i, 63);
+    const i64 most = most_of_row(file.footer.leaves[i], chunk, group.rows);
+    if (__builtin_add_overflow(row_bytes, most, &row_bytes)) row_bytes = INT64_MAX;
     checked.has_page_index |= chunk.has_page_index;
     checked.has_chunk_key_values |= chunk.key_values.size > 0;
     support(chunk.codec >= 0 && chunk.codec <= LZ4_RAW, "it is compressed with a codec that is not known");
@@ -194,6 +209,7 @@ void check_group(const File& file, const RowGroup& group, pm_depth depth, pm_che
       check_chunk(file.bytes, chunk, file.footer.leaves[i], group.rows, depth, scratch, count, skimmed);
   }
   checked.largest_group_bytes = std::max(checked.largest_group_bytes, bytes);
+  checked.most_row_bytes = std::max(checked.most_row_bytes, row_bytes);
 }
 
 void check_input(const pm_input& input, pm_depth depth, i32 time_leaf, pm_checked& checked) {

@@ -13,7 +13,7 @@ from datalake_assets.native_library import library_of
 __all__ = ["STEPS", "VERSION", "CChecked", "CInput", "COptions", "CResult", "CSpan", "CText", "open_library"]
 
 #: Of the interface; a library of another one is not used.
-VERSION = 3
+VERSION = 4
 
 
 class CInput(ctypes.Structure):
@@ -109,6 +109,7 @@ class CChecked(ctypes.Structure):
         ("plain_bytes", ctypes.c_int64),
         ("largest_chunk_plain_bytes", ctypes.c_int64),
         ("largest_group_bytes", ctypes.c_int64),
+        ("most_row_bytes", ctypes.c_int64),
         ("pages", ctypes.c_int64),
         ("checksums", ctypes.c_int64),
         ("schema_digest", ctypes.c_uint8 * 16),
@@ -116,8 +117,8 @@ class CChecked(ctypes.Structure):
         ("schema", CSpan),
         ("key_values", CSpan),
         ("created_by", CSpan),
+        ("bloom_leaves", ctypes.c_uint64),
         ("codecs", ctypes.c_uint32),
-        ("has_bloom", ctypes.c_int32),
         ("has_sorting", ctypes.c_int32),
         ("has_page_index", ctypes.c_int32),
         ("has_chunk_key_values", ctypes.c_int32),

@@ -195,8 +195,9 @@ class Merge {
     }
   }
 
-  // Rows can only be moved where each is whole by itself: readers take the lists of all leaves below a repeated element
-  // for the same ones, and put values into other rows, without a word, where they are not.
+  // Rows can only be moved, and stand behind those of other files, where each is whole by itself: readers take the lists
+  // of all leaves below a repeated element for the same ones, and put values into other rows, without a word, where they
+  // are not.
   void check_lists(const Column& column, size_t from_level, size_t piece) {
     column.check_lists(from_level);
     const std::vector<Repeated>& repeated = column.leaf->repeated;
@@ -230,7 +231,8 @@ class Merge {
         skimmed_.source = at;
         size_t from_level = column.levels;
         if (!writer.copy(file.bytes, chunk, rows, file.proven, column)) column.read(file.bytes, chunk, rows, scratch_);
-        if (leaf.max_repetition && (reorders() || moved_)) check_lists(column, from_level, piece);
+        const bool is_trusted = file.proven || !settings_.walk;  // or somebody else looks
+        if (leaf.max_repetition && (reorders() || moved_ || !is_trusted)) check_lists(column, from_level, piece);
         piece++;
       });
       check_skimmed();

@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 #define PM_API __attribute__((visibility("default")))
-#define PM_VERSION 3
+#define PM_VERSION 4
 
 typedef enum {
   PM_OK = 0,
@@ -122,12 +122,14 @@ typedef struct {
   int64_t plain_bytes;               /* of all column chunks, before compression, as the footer says */
   int64_t largest_chunk_plain_bytes; /* of one column chunk, the same */
   int64_t largest_group_bytes;       /* of the largest row group, compressed */
+  int64_t most_row_bytes;            /* of a row, decoded, at the most, as far as the footer tells */
   int64_t pages, checksums;          /* that were walked; of them, with a checksum, which was right */
   uint8_t schema_digest[16]; /* XXH3-128 of the schema's elements below the root: files merge where they are equal */
   uint8_t key_values_digest[16];          /* of the footer's key-values as they stand */
   pm_span schema, key_values, created_by; /* the Thrift lists with their heads; the text */
-  uint32_t codecs;                        /* a bit for each codec's number */
-  int32_t has_bloom, has_sorting, has_page_index, has_chunk_key_values;
+  uint64_t bloom_leaves; /* with a bloom filter, a bit for each of the first 63 leaves, the last one for all others */
+  uint32_t codecs;       /* a bit for each codec's number */
+  int32_t has_sorting, has_page_index, has_chunk_key_values;
   int32_t has_repeated;        /* some leaf is repeated */
   int32_t unstated_dictionary; /* a column chunk lists dictionary encodings, and no dictionary page: docs/adr/017 */
   int32_t has_times;           /* time_min and time_max bound the time leaf by exact statistics, and it has no nulls */

@@ -82,6 +82,18 @@ bool pass_one(const u8*& at, const u8* end, size_t plain, size_t& made) {
   return true;
 }
 
+// Writes the tag of a literal of so many bytes, and its length where that does not fit into it.
+size_t put_literal_tag(size_t length, u8* to) {
+  if (length <= 60) {
+    to[0] = static_cast<u8>((length - 1) << 2);
+    return 1;
+  }
+  size_t extra = 0;
+  for (size_t left = length - 1; left; left >>= 8) to[++extra] = static_cast<u8>(left);
+  to[0] = static_cast<u8>((59 + extra) << 2);
+  return 1 + extra;
+}
+
 // The elements of one page on their way to its end.
 struct Lane {
   const u8 *at, *end;
@@ -203,6 +215,36 @@ void Skimmed::check() {
   } while (busy);
   if (budget) budget->give(parts_.size() * sizeof(Part));
   parts_.clear();
+}
+
+bool split_page(const PageHeader& header, View body, Scratch& scratch, SplitPage& split) {
+  const size_t plain = static_cast<size_t>(header.plain_bytes);
+  const View elements = elements_of(body, plain);
+  first_bytes(elements, 4, scratch.check);
+  if (scratch.check.size < 4) return false;
+  const size_t front = 4 + static_cast<size_t>(load<u32>(scratch.check.data));
+  if (front > std::min(plain, LEVELS_BYTES)) return false;
+  first_bytes(elements, front, scratch.check);
+  if (scratch.check.size < front) return false;
+  split.levels = {scratch.check.data + 4, front - 4};
+  split.plain_bytes = plain - front;
+  split.head_bytes = 0;
+  const u8 *at = elements.data, *end = elements.end();
+  size_t made = 0, of_values = 0;
+  while (made < front) {
+    const bool is_copy = at < end && TAGS.of[*at].is_copy;
+    if (at == end || !pass_one(at, end, plain, made) || (is_copy && made > front)) return false;
+  }
+  split.rest = {at, static_cast<size_t>(end - at)};
+  if (made > front) {  // a literal of which the last bytes are values
+    of_values = made - front;
+    split.rest = {at - of_values, of_values + static_cast<size_t>(end - at)};
+    split.head_bytes = put_literal_tag(of_values, split.head);
+  }
+  while (at < end) {
+    if (!pass_one(at, end, split.plain_bytes, of_values)) return false;
+  }
+  return of_values == split.plain_bytes;
 }
 
 void skim_dictionary(const PageHeader& header, View body, const Leaf& leaf, Skimmed& skimmed) {

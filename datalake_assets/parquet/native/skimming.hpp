@@ -27,6 +27,19 @@ class Skimmed {
   std::vector<Part> parts_;
 };
 
+// A page of version 1 that is taken apart where its levels end, which are compressed with the values.
+struct SplitPage {
+  View levels;        // decoded they are definition levels; they lie in `scratch.check`
+  u8 head[5];         // what the values begin with: the tag of a literal that has lost its first bytes
+  size_t head_bytes;  // 0: none was cut
+  View rest;          // and go on with
+  size_t plain_bytes;
+};
+
+// Takes a page apart that has definition levels and no others. What is left of it decompresses to the values by itself,
+// which was gone through. False if it cannot be done: the levels end within a copy, or some copy refers to them.
+bool split_page(const PageHeader& header, View body, Scratch& scratch, SplitPage& split);
+
 // What `open_dictionary` and `open_page` find of a page, but for its entries, which all have one width, or its values.
 // That they decompress to as many bytes as the header says is left to `Skimmed::check`.
 void skim_dictionary(const PageHeader& header, View body, const Leaf& leaf, Skimmed& skimmed);

@@ -55,8 +55,16 @@ class ChunkWriter {
   double verify_s = 0;  // CPU that verifying took
 
  private:
+  // Compressed values that are joined to others, as they lie in a file, behind a few bytes of our own.
+  struct Part {
+    u8 head[5];
+    size_t head_bytes = 0;
+    View rest;
+
+    size_t size() const { return head_bytes + rest.size; }
+  };
   struct Joined {  // a page of version 2 that compressed values are collected for
-    std::vector<View> parts;
+    std::vector<Part> parts;
     Bytes definition;
     size_t levels = 0, values = 0, plain_bytes = 0, bytes = 0;
     MinMax range;
