@@ -221,22 +221,31 @@ class Merge {
       if (chunk.key_values != key_values) refuse(PM_DIFFERS, "a column chunk has other key-values");
     });
     WriterSettings settings = settings_;
-    settings.copy &= !blooms && !is_time(place) && !reorders();
+    settings.copy &= !blooms && !reorders();
     ChunkWriter writer(leaf, settings, out_, scratch_, skimmed_);
-    Column& column = is_time(place) ? time_column_ : column_;
-    if (!is_time(place)) {
+    // times were decoded to see their order; where their pages can stay, they need not be encoded
+    bool is_there = is_time(place) && !settings.copy;
+    if (!is_there) {
+      Column& column = column_;
       column.begin(leaf);
+      if (is_time(place)) column.to_plain();  // they do not repeat
       size_t piece = 0;
       each_chunk(place, [&](const File& file, const Chunk& chunk, i64 rows) {
+        if (is_there) return;
         skimmed_.source = at;
         size_t from_level = column.levels;
-        if (!writer.copy(file.bytes, chunk, rows, file.proven, column)) column.read(file.bytes, chunk, rows, scratch_);
+        if (!writer.copy(file.bytes, chunk, rows, file.proven, column)) {
+          is_there = is_time(place) && !piece;
+          if (is_there) return;
+          column.read(file.bytes, chunk, rows, scratch_);
+        }
         const bool is_trusted = file.proven || !settings_.walk;  // or somebody else looks
         if (leaf.max_repetition && (reorders() || moved_ || !is_trusted)) check_lists(column, from_level, piece);
         piece++;
       });
       check_skimmed();
     }
+    Column& column = is_there ? time_column_ : column_;
     if (reorders()) column.reorder(times_.runs, static_cast<size_t>(rows_));
     BloomFilter bloom;
     if (blooms) {
