@@ -1,0 +1,102 @@
+"""Pages of version 1 that are taken apart where their levels end, and joined: the values stay, whatever they are like."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datalake_assets.parquet.native import MergeOptions, Part, Refusal, Refused
+from datalake_assets_tests.parquet.parquet_files import parquet
+from datalake_assets_tests.parquet.test_native import decoded, kernel, merged  # noqa: F401  kernel is a fixture
+
+ROWS, FILES = 2_000, 12
+OF_PLAIN = {"use_dictionary": False, "data_page_version": "1.0"}
+
+
+def _numbers(random):
+    return pa.array(random.integers(0, 1 << 62, ROWS))
+
+
+def _texts(random):
+    return pa.array([f"{each}-{'x' * (each % 5)}" for each in random.integers(0, 1 << 40, ROWS)])
+
+
+def _holes(random):
+    return pa.array(random.normal(size=ROWS), mask=random.random(ROWS) < 0.3)
+
+
+def _fixed(random):
+    return pa.array([random.bytes(16) for _ in range(ROWS)], pa.binary(16))
+
+
+def _nothing(_):
+    return pa.array([None] * ROWS, pa.int64())
+
+
+@pytest.mark.parametrize("proven", [True, False])
+@pytest.mark.parametrize("column", [_numbers, _texts, _holes, _fixed, _nothing])
+def test_values_are_copied_without_the_levels_before_them(kernel, column, proven):  # noqa: F811
+    tables = [pa.table({"a": column(np.random.default_rng(file))}) for file in range(FILES)]
+    bodies = [parquet(each, **OF_PLAIN) for each in tables]
+    found = kernel.merge([Part(body, proven=proven) for body in bodies], MergeOptions())
+    assert decoded(found).equals(pa.concat_tables(tables))
+    assert pq.read_table(pa.BufferReader(found.view), page_checksum_verification=True).num_rows == FILES * ROWS
+    if column is not _nothing:
+        assert found.copied_bytes > 0.6 * len(found.view)  # the first ones are decoded, to see whether values repeat
+
+
+def _begins_like_its_levels():
+    """The first values repeat what lies before them: the length of the levels, and a run of 2,000."""
+    before = struct.pack("<IBBB", 3, 0xA0, 0x1F, 1)
+    values = np.arange(ROWS) << 40
+    values[[0, 7, 9]] = int.from_bytes(before + b"\0", "little")
+    return pa.array(values)
+
+
+def _goes_on_like_its_levels():
+    """Levels of every other value are bytes of 0x55, as the values after them are."""
+    values = np.full(ROWS, 0x5555555555555555)
+    return pa.array(values, mask=np.arange(ROWS) % 2 == 1)
+
+
+@pytest.mark.parametrize("odd", [_begins_like_its_levels, _goes_on_like_its_levels])
+def test_values_that_are_given_as_what_levels_are_are_decoded(kernel, odd):  # noqa: F811
+    common = [pa.table({"a": _numbers(np.random.default_rng(file))}) for file in range(FILES)]
+    tables = [*common[:6], pa.table({"a": odd()}), *common[6:]]
+    bodies = [parquet(each, **OF_PLAIN) for each in tables]
+    found, without = merged(kernel, bodies), merged(kernel, [*bodies[:6], *bodies[7:]])
+    assert decoded(found).equals(pa.concat_tables(tables))
+    assert found.copied_bytes <= without.copied_bytes  # nothing of the odd one
+    assert found.encoded_pages > without.encoded_pages
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_page_whose_values_refer_to_before_them_is_no_part_of_another(kernel, proven):  # noqa: F811
+    """Bytes of the compressed values are changed one by one: what comes out is what Arrow reads, or nothing."""
+    tables = [pa.table({"a": _texts(np.random.default_rng(file)).cast(pa.binary())}) for file in range(6)]
+    bodies = [parquet(each, **OF_PLAIN) for each in tables]
+    chunk = pq.read_metadata(pa.BufferReader(bodies[4])).row_group(0).column(0)
+    begin, random, outcomes = chunk.data_page_offset + 60, np.random.default_rng(7), set()
+    for place in random.integers(begin, begin + 3_000, 150):
+        damaged = bytearray(bodies[4])
+        damaged[place] ^= 1 << random.integers(8)
+        try:
+            wanted = pq.read_table(pa.BufferReader(bytes(damaged)))
+        except (OSError, ValueError):
+            wanted = None
+        try:
+            found = kernel.merge([Part(each, proven=proven) for each in [*bodies[:4], bytes(damaged)]], MergeOptions())
+        except Refused as error:
+            assert (error.kind, error.index) == (Refusal.DAMAGED, 4)
+            outcomes.add("refused")
+            continue
+        if wanted is None:
+            assert proven  # somebody vouches for what nobody can read
+            continue
+        assert decoded(found).equals(pa.concat_tables([*tables[:4], wanted]))
+        outcomes.add("same")
+    assert outcomes == {"refused", "same"}
