@@ -24,6 +24,7 @@ COMPILE = (
         "-fPIC",
         "-fno-omit-frame-pointer",
         "-DPM_SMALL_PAGE_BYTES=64",
+        "-DPM_SPLIT_PAGE_BYTES=2048",
         "-DPM_TRIAL_VALUES=20",
     ),
     *(f"-D{prefix}_WITH_{codec}=1" for codec in CODECS for prefix in ("PM", "PC")),

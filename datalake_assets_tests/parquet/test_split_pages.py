@@ -22,7 +22,7 @@ def _numbers(random):
 
 
 def _texts(random):
-    return pa.array([f"{each}-{'x' * (each % 5)}" for each in random.integers(0, 1 << 40, ROWS)])
+    return pa.array([f"{each}-{'x' * (each % 5)}" for each in random.integers(0, 1 << 20, ROWS)])
 
 
 def _holes(random):

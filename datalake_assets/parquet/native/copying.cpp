@@ -8,6 +8,8 @@ namespace {
 constexpr i64 MIN_PART_BYTES = PM_SMALL_PAGE_BYTES / 64;
 // Pages of a chunk that is copied; what comes of more is decoded, and has larger ones then.
 constexpr size_t MOST_PIECES = 1024;
+// A page of version 1 with so many bytes stays as it is, levels and all.
+constexpr i64 SPLIT_PAGE_BYTES = PM_SPLIT_PAGE_BYTES;
 // A piece cannot be cut: it may have so many times as many rows as a page that is encoded.
 constexpr size_t LONGER = 8;
 // Bytes of values that tell of those that follow.
@@ -99,7 +101,7 @@ bool ChunkWriter::find_plain(const PageHeader& header, View body, const Chunk& c
   if (header.type == DATA_PAGE && leaf_.max_definition) {
     if (header.definition_encoding != RLE) return false;
     SplitPage split;
-    const bool is_small = header.plain_bytes < static_cast<i64>(SMALL_PAGE_BYTES);
+    const bool is_small = header.plain_bytes < SPLIT_PAGE_BYTES;
     if (is_small && can_skim(chunk.codec) && split_page(header, body, scratch_, split)) {
       u8* definition = scratch_.kept.grow(piece.levels);
       piece.values = decode_definition(leaf_, split.levels.data, split.levels.end(), piece.levels, definition);

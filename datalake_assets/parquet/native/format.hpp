@@ -41,6 +41,9 @@
 #ifndef PM_SMALL_PAGE_BYTES
 #define PM_SMALL_PAGE_BYTES (32 << 10)
 #endif
+#ifndef PM_SPLIT_PAGE_BYTES
+#define PM_SPLIT_PAGE_BYTES PM_SMALL_PAGE_BYTES
+#endif
 #ifndef PM_TRIAL_VALUES
 #define PM_TRIAL_VALUES 1000
 #endif
