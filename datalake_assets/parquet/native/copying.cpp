@@ -189,8 +189,7 @@ bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Col
   size_t levels = 0, values = 0, plain_bytes = 0;
   for (Found& each : found) {
     if (each.levels > LONGER * settings_.page_rows) return false;
-    if (!each.as_is && !each.is_split &&
-        !joinable(settings_.codec, each.compressed, each.plain_bytes, each.part.rest))
+    if (!each.as_is && !each.is_split && !joinable(settings_.codec, each.compressed, each.plain_bytes, each.part.rest))
       return false;
     levels += each.levels;
     values += each.values;
@@ -209,7 +208,8 @@ bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Col
     before.forget_values();
   }
   for (const Found& each : found) {
-    if (settings_.walk && !each.as_is && !each.is_split && (each.plain_bytes || each.compressed.size) && can_skim(settings_.codec))
+    if (settings_.walk && !each.as_is && !each.is_split && (each.plain_bytes || each.compressed.size) &&
+        can_skim(settings_.codec))
       skimmed_.add(each.compressed, each.plain_bytes);
     put_found(each, range);
   }

@@ -180,7 +180,8 @@ i64 most_of_row(const Leaf& leaf, const Chunk& chunk, i64 rows) {
   constexpr i64 BESIDES = 16;  // what a value takes for its offset and its validity
   const i64 values = leaf.max_repetition ? chunk.values - rows + 1 : 1;
   const i64 encoded = std::max({chunk.plain_bytes, chunk.bytes, i64{0}});
-  const bool hides = leaf.max_repetition && (chunk.lists_dictionary || chunk.lists_prefixes);  // long values in few bytes
+  const bool hides =
+      leaf.max_repetition && (chunk.lists_dictionary || chunk.lists_prefixes);  // long values in few bytes
   const i64 each = leaf.width() ? static_cast<i64>(leaf.width()) : hides ? encoded : 0;
   i64 most = 0;
   if (__builtin_mul_overflow(values, each + BESIDES, &most)) return INT64_MAX;

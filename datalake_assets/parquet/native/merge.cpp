@@ -195,9 +195,9 @@ class Merge {
     }
   }
 
-  // Rows can only be moved, and stand behind those of other files, where each is whole by itself: readers take the lists
-  // of all leaves below a repeated element for the same ones, and put values into other rows, without a word, where they
-  // are not.
+  // Rows can only be moved, and stand behind those of other files, where each is whole by itself: readers take the
+  // lists of all leaves below a repeated element for the same ones, and put values into other rows, without a word,
+  // where they are not.
   void check_lists(const Column& column, size_t from_level, size_t piece) {
     column.check_lists(from_level);
     const std::vector<Repeated>& repeated = column.leaf->repeated;
