@@ -22,6 +22,7 @@ from datalake_assets.parquet.proof import Side, Verdict, load_comparer
 from datalake_assets.parquet.thrift import varint
 from datalake_assets_tests.parquet.native_seeds import decoded, group, same
 from datalake_assets_tests.parquet.page_files import Page, made, packed
+from datalake_assets_tests.parquet.parquet_files import edited
 
 pytestmark = pytest.mark.skipif(load_comparer() is None, reason="the comparer was not built")
 CODECS = ("none", "snappy", "zstd", "gzip", "brotli", "lz4")
@@ -283,6 +284,14 @@ def test_files_of_duckdb_are_read_alone(tmp_path):
 def _begin(chunk):
     """Where a column chunk begins: at its dictionary, if it has one."""
     return chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+
+
+def test_empty_lists_of_a_kind_that_arrow_does_not_know_are_unclear():
+    body = encoded(pa.table({"n": range(9)}))
+    side = Side(pa.py_buffer(edited(body, file=lambda fields: fields | {20: (9, b"\x0e")})), 9)
+    with pytest.raises(OSError, match="what type"):
+        pq.read_metadata(pa.BufferReader(side.data))
+    assert load_comparer().read(side).verdict is Verdict.UNCLEAR
 
 
 def test_memory_has_a_limit():

@@ -159,7 +159,7 @@ class Reader {
     uint8_t head = byte();
     inner = head & 15;
     uint64_t count = head >> 4 == 15 ? varint() : head >> 4;
-    if (count > left()) fail();
+    if (count > left() || inner > STRUCT) fail();  // of an empty list the kind has to be one, too, for others
     return count;
   }
 
