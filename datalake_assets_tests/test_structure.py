@@ -93,6 +93,7 @@ REASONS = {
     "operations.admission": "whether a document is a request; no tables, no files",
     "operations.http_api": "one of the ways to the dispatcher: brings Starlette",
     "operations.validation": "records held against columns: pure, with table-driven tests",
+    "parquet.joined_footers": "what Arrow is asked of many footers at once; knows nothing of merging",
     "parquet.key_documents": "how blocks of JSON in footers are compared; a rule per writer",
     "parquet.native.interface": "the C header's structs: changes with it and nothing else does",
     "parquet.segment_queue": "the order in which threads make row groups",

@@ -8,8 +8,7 @@ are begun with a few rows, and go on with as many as those let expect.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +33,6 @@ from datalake_assets.parquet.thrift import MalformedThrift
 
 __all__ = [
     "AT_HAND",
-    "all_open",
     "failing_column",
     "far_time_column",
     "fits_piece",
@@ -68,9 +66,6 @@ FEW_BYTES = PIECE_BYTES // 32
 AT_HAND = (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile)
 #: Microseconds from 1970 that nanoseconds in 64 bits reach: from 1677 to 2262.
 _NANOSECONDS_REACH_US = (1 << 63) // 1000
-#: Held while many files in memory are opened: several threads at it are no faster, and take a third more CPU, since
-#: Python's lock goes to and fro.
-_opening = threading.Lock()
 
 
 def open_parquet(
@@ -98,17 +93,6 @@ def open_parquet(
         check_chunks(parquet.metadata, source.size())
         check_bounds(source)
     return parquet
-
-
-def all_open(files: Iterable[pa.Buffer]) -> bool:
-    """Whether Arrow takes the metadata of all of these files, which nobody vouches for."""
-    with _opening:
-        try:
-            for each in files:
-                open_parquet(pa.BufferReader(each)).close()
-        except (pa.ArrowException, OSError, ValueError):
-            return False
-    return True
 
 
 def tables(

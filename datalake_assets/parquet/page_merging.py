@@ -28,12 +28,13 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.values import Value
 from datalake_assets.errors import CorruptLake, UnreadableFile
 from datalake_assets.parquet.concat import ConcatWriter
-from datalake_assets.parquet.decoding import all_open, fits_piece, open_parquet, tables
+from datalake_assets.parquet.decoding import fits_piece, open_parquet, tables
 from datalake_assets.parquet.elements import encoded_schema
 from datalake_assets.parquet.evidence import Evidence
 from datalake_assets.parquet.fingerprint import same_values
 from datalake_assets.parquet.footer import Footer, key_values_of
 from datalake_assets.parquet.inputs import Input, OpenInput
+from datalake_assets.parquet.joined_footers import all_open
 from datalake_assets.parquet.keys import ARROW_SCHEMA
 from datalake_assets.parquet.native import Kernel, MergeOptions, Part, Refusal, Refused, load_kernel
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
@@ -344,7 +345,8 @@ class Merger:
             sides = [Side(each.data, each.file.rows, proven=each.is_proven) for each in files]
             made, memory_bytes = Side(segment.buffer, sum(each.rows for each in sides)), self._options.memory_bytes
             found = self._comparer.compare(sides, made, segment.footer.data, memory_bytes=memory_bytes, asks_arrow=True)
-            if found.verdict is Verdict.EQUAL and all_open(each.data for each in files if not each.is_proven):
+            unproven = [each.data for each in files if not each.is_proven]
+            if found.verdict is Verdict.EQUAL and all_open(unproven, self._comparer):
                 return ""
             if found.verdict is Verdict.DIFFERS:
                 of = "" if found.column is None else f" in column {self._form.model.footer.columns[found.column]!r}"

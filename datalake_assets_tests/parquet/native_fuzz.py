@@ -11,7 +11,8 @@ pyarrow refuses it, or ends the process over it, there is nothing to compare wit
 The comparer (`parquet/proof`) is fuzzed beside: it looks at the same files and at damaged outputs, and may call equal
 only what pyarrow reads alike, and read by itself only what pyarrow reads, or at least does not decompress. What the
 kernel's walk passes as pages that may be copied, the walk in Python has to pass too. What `open_parquet` opens, pyarrow
-has to survive when it is asked for all that the footer states.
+has to survive when it is asked for all that the footer states, and `all_open` has to say the same of it beside another
+file.
 
 Rounds run in child processes. What a child is about to do lies in a file, so that a fall is told from one of pyarrow's.
 Prints the counts, and each finding with the files that make it again; exits 1 if there are any.
@@ -43,6 +44,7 @@ from datalake_assets.parquet import native
 from datalake_assets.parquet.chunk_pages import decompresses
 from datalake_assets.parquet.decoding import open_parquet
 from datalake_assets.parquet.footer import Footer, parse_footer
+from datalake_assets.parquet.joined_footers import all_open
 from datalake_assets.parquet.native import Depth, Kernel, MergeOptions, Part, Refused
 from datalake_assets.parquet.native.interface import open_library
 from datalake_assets.parquet.pages import PageWalk, UnsoundPages, page_of
@@ -121,7 +123,7 @@ class Child:
         self.note(KERNEL, files)
         look = self.kernel.check([Part(changed)], Depth(chosen.randrange(4)), memory_bytes=MEMORY_BYTES)[0]
         self.counts["looked at, sound" if look.refused is None else "looked at, refused"] += 1
-        self.look(changed)
+        self.look(changed, of.files[place])
         # as when all is compared anyway: then the kernel takes the bytes on trust, and its values may be wrong
         is_trusted = chosen.random() < 0.2
         parts = [
@@ -144,9 +146,11 @@ class Child:
             self.corpus += 1
         signal.alarm(0)
 
-    def look(self, changed: bytes) -> None:
+    def look(self, changed: bytes, like: bytes) -> None:
         """Has the mutated file read by the comparer alone, and walked as one that is to be copied."""
         is_open = self.opens(changed)
+        if self.random.random() < 0.3:  # it takes as long as all else here
+            self.open_beside(like, changed)
         self.note(KERNEL, [changed])
         (known,) = self.kernel.check([Part(changed)], memory_bytes=MEMORY_BYTES)
         (refused,) = self.kernel.walk([Part(changed)], memory_bytes=MEMORY_BYTES)
@@ -213,6 +217,15 @@ class Child:
             self.counts["guarded statistics"] += sum(each is not None for each in stated)
         self.note(IDLE)
         return True
+
+    def open_beside(self, like: bytes, body: bytes) -> None:
+        """Has pyarrow say whether it takes its metadata together with those of a sound file, and alone."""
+        self.note(GUARDED, [like, body])
+        files = [pa.py_buffer(each) for each in (like, body)]
+        self.counts["opened with another file"] += any(len(each.files) > 1 for each in self.comparer.join(files))
+        if (beside := all_open(files, self.comparer)) != all_open(files[1:], self.comparer):
+            self.finding("opens beside another file or alone", [like, body], f"beside: {beside}")
+        self.note(IDLE)
 
     def proven(self, of: Group, place: int, files: list[bytes], rows: int, output: bytes) -> Compared:
         """What the comparer says of the files and an output of so many rows."""

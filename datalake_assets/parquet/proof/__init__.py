@@ -8,7 +8,7 @@ it says so, and another reader has to compare: Arrow. `pagecompare.h` has the in
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
@@ -18,10 +18,12 @@ import pyarrow as pa
 from datalake_assets.core.values import Value
 from datalake_assets.native_library import library_of, loaded_or_why_not, setting
 
-__all__ = ["Compared", "Comparer", "Side", "Verdict", "comparer_status", "load_comparer", "open_comparer"]
+__all__ = ["Compared", "Comparer", "Joined", "Side", "Verdict", "comparer_status", "load_comparer", "open_comparer"]
 
 #: `PC_VERSION` of the header; a library of another one is not used.
-VERSION = 3
+VERSION = 4
+#: Files whose metadata are joined at a time, and bytes of these, at the most.
+_JOINED_FILES, _JOINED_BYTES = 256, 1 << 20
 #: Codecs that Arrow is asked about, by Parquet's numbers.
 _CODECS = {2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 #: `pc_unpack` of the header.
@@ -70,6 +72,18 @@ class _CResult(ctypes.Structure):
     )
 
 
+class _CJoined(ctypes.Structure):
+    _fields_ = (
+        ("like", ctypes.c_int32),
+        ("row_groups", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+        ("size_bytes", ctypes.c_int64),
+        ("schema_offset", ctypes.c_int64),
+        ("schema_bytes", ctypes.c_int64),
+    )
+
+
 class Verdict(IntEnum):
     """What came of a comparison."""
 
@@ -113,6 +127,25 @@ class Compared(Value, frozen=True):
     rows: int = 0
     values: int = 0
     peak_bytes: int = 0
+
+
+class Joined(Value, frozen=True):
+    """Files that state the same besides rows, row groups and key-values.
+
+    Attributes:
+        files: Their numbers.
+        rows: Of each.
+        row_groups: How many each has.
+        arrow_schemas: Arrow's own schemas, encoded, by number of the file; without those of files that have the same as
+            the file before.
+        data: A file of no pages that has the row groups and key-values of all; None: it is one file alone.
+    """
+
+    files: list[int]
+    rows: list[int]
+    row_groups: list[int]
+    arrow_schemas: dict[int, pa.Buffer]
+    data: pa.Buffer | None
 
 
 class Comparer:
@@ -159,6 +192,46 @@ class Comparer:
         self._library.pc_read(ctypes.byref(_file(side)), memory_bytes, ctypes.byref(told))
         return _compared(told)
 
+    def join(self, files: Sequence[pa.Buffer]) -> Iterator[Joined]:
+        """Joins the metadata of files that state the same; each is in one of these, if it has to be alone.
+
+        All of a joined file's chunks lie among its pages, and its bounds are values of their columns.
+
+        Args:
+            files: The files' bytes.
+        """
+        begin = 0
+        while begin < len(files):
+            some = files[begin : begin + _JOINED_FILES]
+            told, room = (_CJoined * len(some))(), pa.allocate_buffer(_JOINED_BYTES)
+            parts = (_CFile * len(some))(*(_CFile(each.address, each.size) for each in some))
+            looked_at = self._library.pc_join(len(some), parts, room.address, room.size, told)
+            if not looked_at:
+                yield Joined([begin], [], [], {}, None)
+            likes: dict[int, list[int]] = {}
+            for number, each in enumerate(told[:looked_at]):
+                likes.setdefault(number if each.like < 0 else each.like, []).append(number)
+            for numbers in likes.values():
+                yield _joined(numbers, told, some, begin, room)
+            begin += max(looked_at, 1)
+
+
+def _joined(
+    numbers: list[int], told: ctypes.Array[_CJoined], files: Sequence[pa.Buffer], begin: int, room: pa.Buffer
+) -> Joined:
+    all_told, first = [told[number] for number in numbers], told[numbers[0]]
+    return Joined(
+        [begin + number for number in numbers],
+        [each.rows for each in all_told],
+        [each.row_groups for each in all_told],
+        {
+            begin + number: files[number].slice(each.schema_offset, each.schema_bytes)
+            for number, each in zip(numbers, all_told, strict=True)
+            if each.schema_offset
+        },
+        room.slice(first.offset, first.size_bytes) if len(numbers) > 1 else None,
+    )
+
 
 def _compared(told: _CResult) -> Compared:
     return Compared(
@@ -187,6 +260,8 @@ def open_comparer(path: Path) -> Comparer:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.pc_compare.argtypes = (number, pointer, pointer, ctypes.c_char_p, number, number, pointer, pointer)
     library.pc_read.argtypes = (pointer, number, pointer)
+    library.pc_join.argtypes = (number, pointer, pointer, number, pointer)
+    library.pc_join.restype = number
     return Comparer(library)
 
 

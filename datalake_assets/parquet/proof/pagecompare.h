@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 #define PC_API __attribute__((visibility("default")))
-#define PC_VERSION 3
+#define PC_VERSION 4
 
 typedef enum {
   PC_EQUAL = 0,   /* all levels and all values are, and the output's footer says of them what they are */
@@ -47,6 +47,15 @@ typedef struct {
 typedef int32_t (*pc_unpack)(int32_t codec, const uint8_t* packed, int64_t packed_bytes, uint8_t* plain,
                              int64_t plain_bytes, int32_t is_made);
 
+/* What a file states besides its rows, row groups and key-values, beside other files. */
+typedef struct {
+  int32_t like;       /* number of the first file that states the same, maybe its own; -1: it cannot be joined */
+  int32_t row_groups; /* how many it has */
+  int64_t rows;       /* that it has */
+  int64_t offset, size_bytes;          /* of the joined file, told of the first of those that state the same */
+  int64_t schema_offset, schema_bytes; /* of Arrow's own schema in the file; 0 and 0: that of the last such file */
+} pc_joined;
+
 PC_API int32_t pc_version(void);
 /* Codecs that can be decompressed, a bit for each of Parquet's numbers. */
 PC_API uint32_t pc_reads(void);
@@ -59,6 +68,13 @@ PC_API int32_t pc_compare(int64_t count, const pc_file* inputs, const pc_file* o
  * what its metadata say, decompress, and have levels, indices and values in their encodings; otherwise PC_UNCLEAR.
  * Files with lists are never clear. What it states of values is not looked at. */
 PC_API int32_t pc_read(const pc_file* file, int64_t memory_bytes, pc_result* result);
+/* Joins the metadata of files: of those that state the same (columns, writer, and whatever else), all row groups and
+ * key-values become one file of no pages in `joined`, as they stand, one file after the other. Who reads that one and
+ * the first of the files takes the metadata of all, but for Arrow's own schema, a key-value that may differ. A file
+ * that is not understood here is not joined, nor one whose chunks lie where it has no pages, or whose bounds are no
+ * values of their columns. Returns how many files were looked at: as many as fit into `room` bytes, maybe none. Of
+ * files, only `data` and `size_bytes` are needed. */
+PC_API int64_t pc_join(int64_t count, const pc_file* files, uint8_t* joined, int64_t room, pc_joined* told);
 
 #ifdef __cplusplus
 }
