@@ -76,8 +76,8 @@ class OpenInput:
     Args:
         given: Which.
         row_bytes: Decoded bytes of a row at the most.
-        trusts_kernel: Of a file whose checksum nobody knows it is enough that the native kernel decompresses all pages;
-            else the comparer reads all values, or Arrow where it cannot.
+        trusts_kernel: Of a file without lists, whose checksum nobody knows, it is enough that the native kernel
+            decompresses all pages; else the comparer reads all values, or Arrow where it cannot.
 
     Raises:
         UnreadableFile: It is no Parquet file, or not all of it is there.
@@ -336,20 +336,21 @@ class OpenInput:
         self._proven = True
 
     def _passes_natively(self) -> bool:
-        kernel = load_kernel() if self._trusts_kernel else None
-        comparer = None if self._trusts_kernel else load_comparer()
+        # whether levels of lists fit together, across columns too, the kernel does not look
+        kernel = load_kernel() if self._trusts_kernel and not self.has_lists else None
+        comparer = load_comparer() if kernel is None else None
         if kernel is None and comparer is None:
             return False
         if (data := self._at_hand()) is None:
             return False
         self.check_decodable()
-        if comparer is not None:
+        if kernel is not None:
+            (found,) = kernel.check([Part(data, rows=self.file.rows)], Depth.DECOMPRESS, memory_bytes=self._row_bytes)
+            is_passed = found.refused is None
+        else:
+            assert comparer is not None  # noqa: S101  for mypy
             told = comparer.read(Side(data, self.file.rows), memory_bytes=self._row_bytes)
-            return told.verdict is Verdict.EQUAL and decompresses(self.parquet.metadata, pa.BufferReader(data))
-        assert kernel is not None  # noqa: S101  for mypy
-        (found,) = kernel.check([Part(data, rows=self.file.rows)], Depth.DECOMPRESS, memory_bytes=self._row_bytes)
-        # whether the values of lists fit together, across columns too, shows only when rows are put together
-        is_passed = found.refused is None and not found.has_repeated
+            is_passed = told.verdict is Verdict.EQUAL
         return is_passed and decompresses(self.parquet.metadata, pa.BufferReader(data))
 
     def _at_hand(self) -> pa.Buffer | None:

@@ -355,9 +355,6 @@ class Merger:
 
     def _reads_alike(self, segment: Segment, files: Sequence[WholeFile]) -> bool:
         """Whether equal values of Parquet's are equal values of Arrow's: Arrow's own schema may say more of them."""
-        # whether levels of lists fit together, across columns, nobody else looks
-        if any(map(pa.types.is_nested, self._form.schema.types)) and not all(each.is_proven for each in files):
-            return False
         for each in files:
             stated = each.key_values.get(ARROW_SCHEMA)
             if stated not in self._read_alike:

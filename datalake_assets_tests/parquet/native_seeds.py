@@ -7,11 +7,12 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-__all__ = ["Group", "decoded", "group", "mutated", "same"]
+__all__ = ["Group", "decoded", "group", "mutated", "reads_alike_alone", "same"]
 
 # ---- seeds
 
@@ -62,6 +63,14 @@ def _masked(values: list[Any], chosen: random.Random, share: float, kind: pa.Dat
     return pa.array([None if chosen.random() < share else value for value in values], kind)
 
 
+PAIR = pa.struct({"a": pa.int32(), "b": pa.string()})
+
+
+def _pair(chosen: random.Random, share: float) -> dict[str, Any] | None:
+    pair = {"a": chosen.randrange(9), "b": chosen.choice(["x", None])}
+    return None if chosen.random() < share else pair
+
+
 #: Columns by kind: those of ``u`` never repeat a value.
 COLUMNS: dict[str, Any] = {
     "u_long": lambda r, n, p: _masked([r.getrandbits(62) for _ in range(n)], r, p, pa.int64()),
@@ -84,6 +93,22 @@ COLUMNS: dict[str, Any] = {
         r,
         p,
         pa.list_(pa.struct({"a": pa.string(), "b": pa.list_(pa.int64())})),
+    ),
+    "pairs": lambda r, n, p: _masked(
+        [[_pair(r, p) for _ in range(r.randrange(4))] for _ in range(n)], r, p, pa.list_(PAIR)
+    ),
+    "place": lambda r, n, p: _masked([_pair(r, p) for _ in range(n)], r, p, PAIR),
+    "map": lambda r, n, p: _masked(
+        [[(f"k{r.randrange(3)}", r.randrange(9)) for _ in range(r.randrange(4))] for _ in range(n)],
+        r,
+        p,
+        pa.map_(pa.string(), pa.int32()),
+    ),
+    "lists": lambda r, n, p: _masked(
+        [[[_pair(r, p) for _ in range(r.randrange(3))] for _ in range(r.randrange(3))] for _ in range(n)],
+        r,
+        p,
+        pa.list_(pa.list_(PAIR)),
     ),
 }
 ENCODINGS = {
@@ -162,8 +187,40 @@ def _bits(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _untexted(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string(kind):
         return pa.binary()
+    if pa.types.is_map(kind):
+        return pa.map_(_untexted(kind.key_type), _untexted(kind.item_type))
     if pa.types.is_list(kind):
         return pa.list_(kind.value_field.with_type(_untexted(kind.value_type)))
     if pa.types.is_struct(kind):
         return pa.struct([each.with_type(_untexted(each.type)) for each in kind])
     return kind
+
+
+def reads_alike_alone(body: bytes, whole: pa.Table) -> bool:
+    """Whether pyarrow reads lists and groups of each column alone as those of all columns together."""
+    reader = pq.ParquetFile(pa.BufferReader(body), pre_buffer=False).reader
+    places = [place for place, kind in enumerate(whole.schema.types) for _ in range(_leaves(kind))]
+    for number, place in enumerate(places):
+        if pa.types.is_nested(whole.schema.types[place]):
+            (alone,) = reader.read_all(column_indices=[number], use_threads=False).columns
+            if not _is_shaped(alone.combine_chunks(), whole.column(place).combine_chunks()):
+                return False
+    return True
+
+
+def _leaves(kind: pa.DataType) -> int:
+    return sum(_leaves(kind.field(place).type) for place in range(kind.num_fields)) if pa.types.is_nested(kind) else 1
+
+
+def _is_shaped(one: pa.Array, whole: pa.Array) -> bool:
+    """Whether an array of some columns has the nulls, and the borders of lists, of that of all."""
+    if not one.is_null().equals(whole.is_null()):
+        return False
+    if pa.types.is_struct(one.type):
+        places = [whole.type.get_field_index(field.name) for field in one.type]  # -1: there are several of the name
+        pairs = [(number, place) for number, place in enumerate(places) if place >= 0]
+        return all(_is_shaped(pc.struct_field(one, [at]), pc.struct_field(whole, [place])) for at, place in pairs)
+    if pa.types.is_list(one.type) or pa.types.is_map(one.type):
+        lengths = [np.diff(each.offsets.to_numpy()) for each in (one, whole)]
+        return np.array_equal(*lengths) and _is_shaped(one.values, whole.values)
+    return True

@@ -14,12 +14,12 @@ from datalake_assets.parquet.thrift import CompactReader, CompactWriter, varint,
 __all__ = ["Page", "made", "packed"]
 
 TYPES = {"BOOLEAN": 0, "INT32": 1, "INT64": 2, "DOUBLE": 5, "BYTE_ARRAY": 6}
-I32, I64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
+FALSE, I32, I64, BINARY, LIST, STRUCT = 2, 5, 6, 8, 9, 12
 
 
 @dataclass(frozen=True)
 class Page:
-    """A data page of version 1, or a dictionary, not compressed.
+    """A data page, or a dictionary, not compressed.
 
     Attributes:
         values: Integers, or texts.
@@ -28,6 +28,7 @@ class Page:
         indices: What stands in place of the values, which are a dictionary's then: their width, and runs.
         count: Of values, where there are no levels.
         is_dictionary: It is one.
+        version: Of a data page.
     """
 
     values: Sequence[int | str] = ()
@@ -36,6 +37,7 @@ class Page:
     indices: bytes = b""
     count: int = 0
     is_dictionary: bool = False
+    version: int = 1
 
     def encoded(self, leaf: pq.ColumnSchema) -> tuple[bytes, int, int]:
         """Its bytes, with the head; how many values it has; and how many rows begin in it."""
@@ -43,22 +45,29 @@ class Page:
         levels = [_levels(self.repetition)] * (leaf.max_repetition_level > 0)
         levels += [_levels(self.definition)] * (leaf.max_definition_level > 0)
         body = self.indices or b"".join(_plain(value, leaf.physical_type) for value in self.values)
-        head, inner = CompactWriter(), CompactWriter()
-        if not self.is_dictionary:
-            body = b"".join(levels) + body
-        for field, number in ((1, 2 if self.is_dictionary else 0), (2, len(body)), (3, len(body))):
-            head.field(field, I32, zigzag(number))
-        more = ((2, 0),) if self.is_dictionary else ((2, 8 if self.indices else 0), (3, 3), (4, 3))
-        for field, number in ((1, count), *more):
-            inner.field(field, I32, zigzag(number))
-        head.field(7 if self.is_dictionary else 5, STRUCT, inner.end())
         begun = list(self.repetition).count(0) if leaf.max_repetition_level else count
-        return head.end() + body, *((0, 0) if self.is_dictionary else (count, begun))
+        encoding = 8 if self.indices else 0
+        if self.is_dictionary:
+            return _page(2, 7, body, count, 0), 0, 0
+        if self.version == 1:
+            body = b"".join(len(each).to_bytes(4, "little") + each for each in levels) + body
+            return _page(0, 5, body, count, encoding, 3, 3), count, begun
+        sizes = ([0, 0] + [len(each) for each in levels])[-2:]
+        nulls = sum(level < leaf.max_definition_level for level in self.definition)
+        body = b"".join(levels) + body
+        return _page(3, 8, body, count, nulls, begun, encoding, sizes[1], sizes[0], is_compressed=False), count, begun
+
+
+def _page(kind: int, field: int, body: bytes, *numbers: int, is_compressed: bool = True) -> bytes:
+    """A page with its head, of which numbers follow each other."""
+    inner = [(place, I32, zigzag(number)) for place, number in enumerate(numbers, 1)]
+    flags = [] if is_compressed else [(len(numbers) + 1, FALSE, b"")]
+    told = ((1, I32, zigzag(kind)), (2, I32, zigzag(len(body))), (3, I32, zigzag(len(body))))
+    return _struct(*told, (field, STRUCT, _struct(*inner, *flags))) + body
 
 
 def _levels(levels: Sequence[int]) -> bytes:
-    runs = b"".join(b"\x02" + bytes([level]) for level in levels)
-    return len(runs).to_bytes(4, "little") + runs
+    return b"".join(b"\x02" + bytes([level]) for level in levels)
 
 
 def _plain(value: int | str, kind: str) -> bytes:

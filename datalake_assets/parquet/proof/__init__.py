@@ -99,7 +99,8 @@ class Side(Value, frozen=True):
     Attributes:
         data: All of its bytes.
         rows: That it is said to have.
-        proven: Somebody vouches for its bytes: checksums of pages need not be compared.
+        proven: Somebody vouches for its bytes: checksums of pages need not be compared, nor levels of lists and groups
+            with each other; a file that is read alone has the latter looked at in any case.
     """
 
     data: pa.Buffer
@@ -182,7 +183,7 @@ class Comparer:
         return _compared(told)
 
     def read(self, side: Side, *, memory_bytes: int = 0) -> Compared:
-        """Whether a file of no lists can be read to its last value: EQUAL, or UNCLEAR; raises nothing.
+        """Whether a file can be read to its last value: EQUAL, or UNCLEAR; raises nothing.
 
         Args:
             side: The file.

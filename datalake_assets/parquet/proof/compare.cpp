@@ -141,6 +141,8 @@ void compare(int64_t count, const pc_file* inputs, const pc_file* output, Span f
   if (made.groups.size() != 1) throw Unclear{"the output has several row groups, or none"};
   std::vector<Footer> footers(static_cast<size_t>(count));
   int64_t rows = 0;
+  size_t groups = 0;
+  bool is_coherent = true;
   for (int64_t i = 0; i < count; i++) {
     result.input = static_cast<int32_t>(i);
     if (inputs[i].size_bytes < 0) throw Unclear{"it has no size"};
@@ -149,21 +151,26 @@ void compare(int64_t count, const pc_file* inputs, const pc_file* output, Span f
     if (!found.elements.same(made.elements)) throw Unclear{"its schema is stated otherwise than the output's"};
     if (found.rows != inputs[i].rows) throw Unclear{"it has another number of rows than were expected"};
     rows += found.rows;
+    groups += found.groups.size();
+    is_coherent &= inputs[i].proven != 0;
   }
   result.input = -1;
   if (rows != made.rows) throw Difference{"the output has another number of rows than its inputs together"};
   const Span pages = before_metadata(*output);
+  Coherence coherence(made, groups, allowance);
   for (size_t leaf = 0; leaf < made.leaves.size(); leaf++) {
     result.column = static_cast<int32_t>(leaf);
     std::vector<Place> wanted;
     for (int64_t i = 0; i < count; i++)
       for (const RowGroup& group : footers[static_cast<size_t>(i)].groups)
-        wanted.push_back(
-            {before_metadata(inputs[i]), group.chunks[leaf], group.rows, static_cast<int>(i), inputs[i].proven != 0});
-    Stream input(made.leaves[leaf], std::move(wanted), allowance, unpacker);
+        wanted.push_back({before_metadata(inputs[i]), group.chunks[leaf], group.rows, static_cast<int>(i),
+                          inputs[i].proven != 0, inputs[i].proven != 0});
+    const bool is_told = !is_coherent && coherence.begin(leaf);
+    Stream input(made.leaves[leaf], std::move(wanted), allowance, unpacker, nullptr, is_told ? &coherence : nullptr);
     const Chunk& chunk = made.groups[0].chunks[leaf];
     Statements statements(made.leaves[leaf], chunk, pages);
-    Stream found(made.leaves[leaf], {{pages, chunk, made.groups[0].rows, -1, false}}, allowance, unpacker, &statements);
+    Stream found(made.leaves[leaf], {{pages, chunk, made.groups[0].rows, -1, false, true}}, allowance, unpacker,
+                 &statements);
     try {
       Column(input, found, made.leaves[leaf], allowance).compare();
     } catch (...) {

@@ -9,13 +9,14 @@ namespace pagecompare {
 namespace {
 
 struct Element {
-  int64_t type = -1, type_length = 0, repetition = -1, children = 0, converted = -1;
+  int64_t type = -1, type_length = 0, repetition = -1, children = 0, converted = -1, logical = 0;
   bool is_unsigned = false, is_decimal = false, is_half = false, is_unordered = false;
 };
 
 void logical_type(Reader& reader, Element& element) {
   int id = 0, kind;
   while (reader.next(id, kind)) {
+    element.logical = element.logical ? -1 : id;  // one of them
     element.is_decimal |= id == 5;
     element.is_half |= id == 15;
     element.is_unordered |= id > 15;  // variants, geometries, and what came later
@@ -80,24 +81,65 @@ Leaf leaf_of(const Element& element, uint32_t definition, uint32_t repetition) {
   return leaf;
 }
 
+// What a group stands for, which decides what may be in it.
+enum class Role { STRUCT, LIST, MAP, ENTRY_OF_MAP, UNKNOWN };
+
+Role role_of(const Element& group, Role outer) {
+  const bool is_list = group.logical == 3 || group.converted == 3, is_map = group.logical == 2 || group.converted == 1;
+  const bool is_pair = group.converted < 0 || group.converted == 2;  // MAP_KEY_VALUE, which says nothing more
+  if (outer == Role::MAP) return is_pair && !group.logical ? Role::ENTRY_OF_MAP : Role::UNKNOWN;
+  if (is_list || is_map) return is_list && is_map ? Role::UNKNOWN : is_list ? Role::LIST : Role::MAP;
+  return group.logical || group.converted >= 0 ? Role::UNKNOWN : Role::STRUCT;
+}
+
 // Elements stand in the order of a walk from the root, each before its children.
-void leaves_below(Reader& reader, uint64_t& left, int64_t children, uint32_t definition, uint32_t repetition, int depth,
-                  std::vector<Leaf>& leaves) {
-  if (depth > DEEPEST) throw Unclear{"its schema is too deep"};
-  for (; children > 0; children--) {
-    if (!left) Reader::fail();
-    left--;
-    Element element = element_of(reader);
-    if (element.repetition < 0 || element.repetition > 2) throw Unclear{"a column does not say how often it is there"};
-    uint32_t defined = definition + (element.repetition != 0), repeated = repetition + (element.repetition == 2);
-    if (element.children > 0) {
-      if (element.type >= 0) Reader::fail();
-      leaves_below(reader, left, element.children, defined, repeated, depth + 1, leaves);
-    } else {
-      leaves.push_back(leaf_of(element, defined, repeated));
+class Walk {
+ public:
+  Walk(Reader& reader, uint64_t left, Footer& footer) : reader_(reader), left_(left), footer_(footer) {}
+
+  void below(int64_t children, Node group, Role role, int depth) {
+    if (depth > DEEPEST) throw Unclear{"its schema is too deep"};
+    for (int64_t number = 0; number < children; number++) {
+      if (!left_) Reader::fail();
+      left_--;
+      const Element element = element_of(reader_);
+      if (element.repetition < 0 || element.repetition > 2)
+        throw Unclear{"a column does not say how often it is there"};
+      if (!is_regular(element, role, children, number)) footer_.oddity = "it has lists, or maps, of an unknown kind";
+      const Node inner{group.definition + (element.repetition != 0), group.repetition + (element.repetition == 2)};
+      if (number) shared_ = group;
+      if (element.repetition == 2) entries_.push_back(inner.definition);
+      if (element.children > 0) {
+        if (element.type >= 0) Reader::fail();
+        below(element.children, inner, role_of(element, role), depth + 1);
+      } else {
+        footer_.leaves.push_back(leaf_of(element, inner.definition, inner.repetition));
+        footer_.nesting.push_back({entries_, shared_});
+      }
+      if (element.repetition == 2) entries_.pop_back();
     }
   }
-}
+
+  bool is_done() const { return !left_; }
+
+ private:
+  // Lists and maps have one element, which is repeated, and are not repeated themselves; keys of a map are never null.
+  static bool is_regular(const Element& element, Role outer, int64_t children, int64_t number) {
+    const bool is_repeated = element.repetition == 2, is_group = element.children > 0;
+    if (outer == Role::LIST && !(children == 1 && is_repeated)) return false;
+    if (outer == Role::MAP && !(children == 1 && is_repeated && element.children == 2)) return false;
+    if (outer == Role::ENTRY_OF_MAP && (is_repeated || (!number && element.repetition != 0))) return false;
+    if (!is_group) return true;
+    const Role role = role_of(element, outer);
+    return role != Role::UNKNOWN && !(is_repeated && (role == Role::LIST || role == Role::MAP));
+  }
+
+  Reader& reader_;
+  uint64_t left_;
+  Footer& footer_;
+  Node shared_;                    // with the leaf before, of the next one
+  std::vector<uint32_t> entries_;  // as the next leaf has them
+};
 
 Statistics statistics_of(Reader& reader, int kind) {
   Reader::expect(kind, STRUCT);
@@ -224,8 +266,9 @@ void schema_of(Reader& reader, int kind, Footer& footer, const Footer* like) {
     footer.leaves = like->leaves;
     return;
   }
-  leaves_below(below, left, root.children, 0, 0, 0, footer.leaves);
-  if (left) Reader::fail();
+  Walk walk(below, left, footer);
+  walk.below(root.children, {}, Role::STRUCT, 0);
+  if (!walk.is_done()) Reader::fail();
 }
 
 void data_head(Reader& reader, int kind, PageHead& head) {

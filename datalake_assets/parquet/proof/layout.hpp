@@ -30,6 +30,17 @@ struct Leaf {
   bool is_unsigned, is_decimal, is_half, has_order;  // how values are ordered, for statistics
 };
 
+// A group of columns: it is there from this definition level on, and in so many lists.
+struct Node {
+  uint32_t definition = 0, repetition = 0;
+};
+
+// The groups that a leaf is in.
+struct Nesting {
+  std::vector<uint32_t> entries;  // of each list, from the outermost on: the definition level that an entry has
+  Node shared;                    // the innermost group that the leaf before is in as well
+};
+
 // What metadata say of values: each may be missing.
 struct Statistics {
   bool has_nulls = false, has_least = false, has_most = false;
@@ -56,6 +67,8 @@ struct Footer {
   int64_t rows = 0;
   Span elements;  // of the schema, below the root, as they stand
   std::vector<Leaf> leaves;
+  std::vector<Nesting> nesting;  // of each leaf; empty where leaves were taken from elsewhere
+  const char* oddity = nullptr;  // of groups: why nobody here knows what their levels mean
   std::vector<RowGroup> groups;
 };
 

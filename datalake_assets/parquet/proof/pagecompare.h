@@ -29,7 +29,7 @@ typedef struct {
   const uint8_t* data;
   int64_t size_bytes;
   int64_t rows;   /* that it is said to have */
-  int32_t proven; /* somebody vouches for the bytes: checksums of pages need not be compared */
+  int32_t proven; /* somebody vouches for the bytes: neither checksums nor how levels fit together need be looked at */
 } pc_file;
 
 typedef struct {
@@ -66,7 +66,8 @@ PC_API int32_t pc_compare(int64_t count, const pc_file* inputs, const pc_file* o
                           int64_t footer_bytes, int64_t memory_bytes, pc_unpack other, pc_result* result);
 /* Reads one file to its last value, as strictly as inputs of a comparison are read: PC_EQUAL if all pages add up to
  * what its metadata say, decompress, and have levels, indices and values in their encodings; otherwise PC_UNCLEAR.
- * Files with lists are never clear. What it states of values is not looked at. */
+ * Levels of lists and groups fit together, across columns too, as those of inputs that are not proven. What it states
+ * of values is not looked at. */
 PC_API int32_t pc_read(const pc_file* file, int64_t memory_bytes, pc_result* result);
 /* Joins the metadata of files: of those that state the same (columns, writer, and whatever else), all row groups and
  * key-values become one file of no pages in `joined`, as they stand, one file after the other. Who reads that one and

@@ -25,16 +25,16 @@ void read(const pc_file& file, int64_t memory_bytes, pc_result& result) {
   const Span pages = whole.part(0, static_cast<uint64_t>(metadata.data - file.data));
   const Footer footer = footer_of(metadata, nullptr);
   if (footer.rows != file.rows) throw Unclear{"it has another number of rows than were expected"};
+  Coherence coherence(footer, footer.groups.size(), allowance);
   for (size_t number = 0; number < footer.leaves.size(); number++) {
     result.column = static_cast<int32_t>(number);
     const Leaf& leaf = footer.leaves[number];
-    // whether lists fit together, across columns too, shows only where rows are made of them
-    if (leaf.max_repetition) throw Unclear{"it has lists"};
     if (leaf.is_decimal && leaf.type == Type::TEXT) throw Unclear{"it has decimals of any length"};
     std::vector<Place> places;
     for (const RowGroup& group : footer.groups)
-      places.push_back({pages, group.chunks[number], group.rows, 0, file.proven != 0});
-    Stream stream(leaf, std::move(places), allowance, unpacker);
+      places.push_back({pages, group.chunks[number], group.rows, 0, file.proven != 0, false});
+    const bool is_nested = coherence.begin(number);
+    Stream stream(leaf, std::move(places), allowance, unpacker, nullptr, is_nested ? &coherence : nullptr);
     while (stream.fill()) pass_page(stream);
     result.values += stream.total;
   }

@@ -14,7 +14,7 @@ Span texts(Span values, uint32_t count) {
 }
 
 Stream::Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance, Unpacker& unpacker,
-               Statements* statements)
+               Statements* statements, Coherence* coherence)
     : dictionary(allowance),
       leaf_(leaf),
       places_(std::move(places)),
@@ -26,6 +26,7 @@ Stream::Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance
       indices_(allowance),
       taken_bounds_(allowance),
       statements_(statements),
+      coherence_(coherence),
       plainer_(allowance),
       unpacker_(unpacker) {
   if (leaf.max_definition > 255 || leaf.max_repetition > 255) throw Unclear{"its columns are too deep"};
@@ -61,6 +62,7 @@ void Stream::end_chunk() {
   if (chunk_values_ != done.chunk.values || chunk_rows_ != done.rows)
     throw Unclear{"a column has other numbers of values or rows than its metadata say"};
   if (statements_) statements_->end(chunk_nulls_);
+  if (coherence_ && !done.is_coherent) coherence_->end(place_ - 1);
   total += chunk_values_;
 }
 
@@ -95,6 +97,7 @@ void Stream::read_page() {
   }
   if (head.kind == PageKind::DATA_V2 && (head.nulls != missing || head.rows != begun))
     throw Unclear{"a page has other numbers of nulls or rows than its head says"};
+  if (coherence_ && !at().is_coherent) tell_levels(head);
   values_left = page_values_ = levels_ - missing;
   is_packed_ = false;
   if (statements_) {
@@ -117,6 +120,14 @@ void Stream::read_page() {
   chunk_values_ += levels_;
   chunk_nulls_ += missing;
   chunk_rows_ += begun;
+}
+
+void Stream::tell_levels(const PageHead& head) {
+  const uint8_t* repeated = has_repetitions_ ? repetitions_.get() : nullptr;
+  if (repeated && head.kind == PageKind::DATA_V2 && levels_ && repeated[0])
+    throw Unclear{"a page of version 2 begins within a row"};
+  if (repeated && at().chunk.values > INT_MAX) throw Unclear{"a row group has more entries than lists may have"};
+  coherence_->add(definitions_.get(), repeated, levels_);
 }
 
 // Levels of version 1 are compressed with the values.

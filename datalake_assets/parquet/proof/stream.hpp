@@ -4,6 +4,7 @@
 
 #include "bounds.hpp"
 #include "decoding.hpp"
+#include "nesting.hpp"
 #include "unpacking.hpp"
 
 namespace pagecompare {
@@ -15,6 +16,7 @@ struct Place {
   int64_t rows;
   int input;  // number of the file; -1: the output
   bool proven;
+  bool is_coherent;  // its levels fit together, or somebody vouches for them
 };
 
 // How the values of a page are held.
@@ -85,9 +87,10 @@ class Bounds {
 
 class Stream {
  public:
-  // What is stated of the chunk is held against what is read of it, if there is one to be held.
+  // What is stated of the chunk is held against what is read of it, if there is one to be held; and levels of chunks
+  // that need it are told to whoever knows whether they fit together, if they say anything.
   Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance, Unpacker& unpacker,
-         Statements* statements = nullptr);
+         Statements* statements = nullptr, Coherence* coherence = nullptr);
 
   // Goes on to the next page with levels where all of this one were passed; false where there is none.
   bool fill();
@@ -134,6 +137,7 @@ class Stream {
   void read_page();
   void read_dictionary(const PageHead& head, Span body);
   void read_levels(Span at, uint32_t most, Array<uint8_t>& to);
+  void tell_levels(const PageHead& head);
   void read_values(const PageHead& head, Span at);
   bool may_wait(const PageHead& head) const;
   void wait(const Packed& held);
@@ -175,6 +179,7 @@ class Stream {
   Array<uint32_t> indices_;
   Bounds taken_bounds_;
   Statements* statements_;
+  Coherence* coherence_;
   Plainer plainer_;
   Unpacker& unpacker_;
 };
