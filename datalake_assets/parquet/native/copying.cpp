@@ -14,6 +14,8 @@ constexpr i64 SPLIT_PAGE_BYTES = PM_SPLIT_PAGE_BYTES;
 constexpr size_t LONGER = 8;
 // Bytes of values that tell of those that follow.
 constexpr size_t UNLIKE_BYTES = 4 * SMALL_PAGE_BYTES;
+// Of values that were decoded first, so many at the most are taken up once more, to be copied.
+constexpr size_t MOST_ANEW_BYTES = 8 * SMALL_PAGE_BYTES;
 constexpr const char* WRONG_NULLS = "a column has another number of nulls than its statistics say";
 
 }  // namespace
@@ -27,8 +29,8 @@ struct ChunkWriter::Found {
   size_t definition = 0;  // where its levels begin in `scratch_.kept`
   bool by_index = false;  // a dictionary page
   bool as_is = false;     // a page of version 1, whose levels are compressed with its values, and stay with them
-  bool is_split = false;  // of a page of version 1, the values alone: they were gone through when it was taken apart
-  Part part;              // what is joined: all of `compressed` but what a codec has in front
+  bool is_split = false;  // the values of a page of version 1: they were gone through when it was taken apart
+  size_t first_part = 0, parts = 0;  // what is joined: all of `compressed` but what a codec has in front
 };
 
 // The pieces of a chunk; false if some of its values have to be decoded.
@@ -39,6 +41,7 @@ bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found)
   size_t indexed = 0;  // values that have come by the dictionary
   bool in_dictionary = false;
   scratch_.kept.clear();
+  parts_.clear();
   while (levels < chunk.values) {
     if (reader.at == reader.end || found.size() > MOST_PIECES) return false;
     View body;
@@ -100,21 +103,21 @@ bool ChunkWriter::find_plain(const PageHeader& header, View body, const Chunk& c
   piece.definition = scratch_.kept.size;
   if (header.type == DATA_PAGE && leaf_.max_definition) {
     if (header.definition_encoding != RLE) return false;
-    SplitPage split;
-    const bool is_small = header.plain_bytes < SPLIT_PAGE_BYTES;
-    if (is_small && can_skim(chunk.codec) && split_page(header, body, scratch_, split)) {
+    // how many of its levels are nulls stands within it, unless it has all of the chunk's, or none
+    const bool tells_nulls = !chunk.nulls || (chunk.nulls > 0 && is_only);
+    const bool may_stay = tells_nulls && header.plain_bytes >= SPLIT_PAGE_BYTES;
+    if (!may_stay && can_skim(chunk.codec) && split_page(header, body, scratch_, split_)) {
       u8* definition = scratch_.kept.grow(piece.levels);
-      piece.values = decode_definition(leaf_, split.levels.data, split.levels.end(), piece.levels, definition);
-      memcpy(piece.part.head, split.head, split.head_bytes);
-      piece.part.head_bytes = split.head_bytes;
-      piece.compressed = piece.part.rest = split.rest;
-      piece.plain_bytes = split.plain_bytes;
+      piece.values = decode_definition(leaf_, split_.levels.data, split_.levels.end(), piece.levels, definition);
+      piece.plain_bytes = split_.plain_bytes;
       piece.is_split = true;
+      piece.first_part = parts_.size();
+      piece.parts = split_.parts.size();
+      parts_.insert(parts_.end(), split_.parts.begin(), split_.parts.end());
       found.push_back(piece);
       return true;
     }
-    // how many of its levels are nulls stands within it, unless it has all of the chunk's, or none
-    if (chunk.nulls < 0 || (chunk.nulls && !is_only)) return false;
+    if (!tells_nulls) return false;
     piece.as_is = true;
     piece.values -= static_cast<size_t>(chunk.nulls);
   } else if (header.type == DATA_PAGE_V2) {
@@ -157,8 +160,7 @@ void ChunkWriter::prove(const Chunk& chunk, const Found& found) {
     Bytes& whole = scratch_.packed;
     whole.clear();
     put_joined_head(chunk.codec, found.plain_bytes, whole);
-    whole.put(found.part.head, found.part.head_bytes);
-    whole.put(found.part.rest.data, found.part.rest.size);
+    for (size_t i = 0; i < found.parts; i++) parts_[found.first_part + i].put(whole);
     compressed = {whole.data, whole.size};
   }
   scratch_.check.clear();
@@ -171,32 +173,41 @@ void ChunkWriter::prove(const Chunk& chunk, const Found& found) {
   }
 }
 
-bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before) {
-  if (!settings_.copy || chunk.codec != settings_.codec) return false;
+Way ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before) {
+  if (!settings_.copy || chunk.codec != settings_.codec) return Way::DECODE;
   bool only_way = !can_read(chunk.codec);  // whatever cannot be decompressed can still be copied
-  if (before.has_dictionary && before.levels) return false;
-  if (before.levels && before.plain.size < SMALL_PAGE_BYTES && !only_way) return false;
-  if (leaf_.type == BOOLEAN || leaf_.max_repetition || rows <= 0) return false;
+  if (before.has_dictionary && before.levels) return Way::DECODE;
+  const bool is_early = before.levels && info_.pages.empty() && !joined_.levels && !was_anew_;
+  if (before.levels && before.plain.size < SMALL_PAGE_BYTES && !only_way && !is_early) return Way::DECODE;
+  if (leaf_.type == BOOLEAN || leaf_.max_repetition || rows <= 0) return Way::DECODE;
   MinMax range;
   if (leaf_.order != Order::NONE) {
-    if (!chunk.min_exact || !chunk.max_exact || !stated_min_max(leaf_, chunk, range)) return false;
+    if (!chunk.min_exact || !chunk.max_exact || !stated_min_max(leaf_, chunk, range)) return Way::DECODE;
   }
-  // nobody knows yet whether values repeat: a large dictionary says so that is gone through once
-  bool is_first = before.has_dictionary && !only_way;
-  if (is_first && !chunk.has_dictionary()) return false;
+  // nobody knows yet whether values repeat: a large dictionary says so that is gone through once, or that there is none
+  const bool is_first = before.has_dictionary && !only_way;
   std::vector<Found> found;
-  if (!find(file, chunk, found)) return false;
+  if (!find(file, chunk, found)) return Way::DECODE;
   size_t levels = 0, values = 0, plain_bytes = 0;
   for (Found& each : found) {
-    if (each.levels > LONGER * settings_.page_rows) return false;
-    if (!each.as_is && !each.is_split && !joinable(settings_.codec, each.compressed, each.plain_bytes, each.part.rest))
-      return false;
+    if (each.levels > LONGER * settings_.page_rows) return Way::DECODE;
+    if (!each.as_is && !each.is_split) {
+      Part part;
+      if (!joinable(settings_.codec, each.compressed, each.plain_bytes, part.rest)) return Way::DECODE;
+      each.first_part = parts_.size();
+      each.parts = 1;
+      parts_.push_back(part);
+    }
     levels += each.levels;
     values += each.values;
     plain_bytes += each.plain_bytes;
   }
-  if (static_cast<i64>(levels) != rows) return false;
-  if (is_first && !(found[0].by_index && plain_bytes >= UNLIKE_BYTES)) return false;
+  if (static_cast<i64>(levels) != rows) return Way::DECODE;
+  if (is_first && found[0].by_index && plain_bytes < UNLIKE_BYTES) return Way::DECODE;
+  if (is_early && before.plain.size < MOST_ANEW_BYTES) {
+    was_anew_ = true;
+    return Way::ANEW;
+  }
   need(chunk.nulls < 0 || static_cast<i64>(levels - values) == chunk.nulls, WRONG_NULLS);
   if (!proven) {
     for (const Found& each : found) prove(chunk, each);
@@ -213,7 +224,7 @@ bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Col
       skimmed_.add(each.compressed, each.plain_bytes);
     put_found(each, range);
   }
-  return true;
+  return Way::COPIED;
 }
 
 // `range`: of the values of the whole chunk, which bounds those of each piece.
@@ -227,10 +238,12 @@ void ChunkWriter::put_found(const Found& found, const MinMax& range) {
       joined_.plain_bytes + found.plain_bytes > settings_.page_bytes)
     put_joined();
   if (leaf_.max_definition) joined_.definition.put(scratch_.kept.data + found.definition, found.levels);
-  joined_.parts.push_back(found.part);
+  for (size_t i = found.first_part; i < found.first_part + found.parts; i++) {
+    joined_.parts.push_back(parts_[i]);
+    joined_.bytes += parts_[i].size();
+  }
   joined_.levels += found.levels;
   joined_.values += found.values;
-  joined_.bytes += found.part.size();
   joined_.plain_bytes += found.plain_bytes;
   if (found.values) widen_range(leaf_, range, joined_.range);
 }
@@ -311,10 +324,7 @@ void ChunkWriter::put_joined() {
   out_.put(header.bytes.data, header.bytes.size);
   out_.put(levels.data, levels.size);
   out_.put(head.data, head.size);
-  for (const Part& part : joined_.parts) {
-    out_.put(part.head, part.head_bytes);
-    out_.put(part.rest.data, part.rest.size);
-  }
+  for (const Part& part : joined_.parts) part.put(out_);
   info_.bytes += static_cast<i64>(header.bytes.size + body_bytes);
   info_.plain_bytes += static_cast<i64>(header.bytes.size + levels.size + joined_.plain_bytes);
   info_.values += static_cast<i64>(joined_.levels);

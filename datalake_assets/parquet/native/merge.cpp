@@ -209,6 +209,33 @@ class Merge {
     }
   }
 
+  enum class Taken { ALL, BEGIN_ANEW, NOT_AT_ALL };
+
+  // Copies a column's chunks, or reads them into `column_`; `unlike`: values do not repeat. Times that cannot be copied
+  // from the first on are not taken: they are there.
+  Taken take_chunks(size_t place, ChunkWriter& writer, bool unlike) {
+    const Leaf& leaf = leaves_[place];
+    Column& column = column_;
+    column.begin(leaf);
+    if (unlike) column.to_plain();
+    Taken taken = Taken::ALL;
+    size_t piece = 0;
+    each_chunk(place, [&](const File& file, const Chunk& chunk, i64 rows) {
+      if (taken != Taken::ALL) return;
+      skimmed_.source = at;
+      size_t from_level = column.levels;
+      const Way way = writer.copy(file.bytes, chunk, rows, file.proven, column);
+      if (way == Way::ANEW) taken = Taken::BEGIN_ANEW;
+      if (way == Way::DECODE && is_time(place) && !piece) taken = Taken::NOT_AT_ALL;
+      if (taken != Taken::ALL) return;
+      if (way == Way::DECODE) column.read(file.bytes, chunk, rows, scratch_);
+      const bool is_trusted = file.proven || !settings_.walk;  // or somebody else looks
+      if (leaf.max_repetition && (reorders() || moved_ || !is_trusted)) check_lists(column, from_level, piece);
+      piece++;
+    });
+    return taken;
+  }
+
   void merge_column(size_t place) {
     double began = cpu_now();
     const Leaf& leaf = leaves_[place];
@@ -226,23 +253,9 @@ class Merge {
     // times were decoded to see their order; where their pages can stay, they need not be encoded
     bool is_there = is_time(place) && !settings.copy;
     if (!is_there) {
-      Column& column = column_;
-      column.begin(leaf);
-      if (is_time(place)) column.to_plain();  // they do not repeat
-      size_t piece = 0;
-      each_chunk(place, [&](const File& file, const Chunk& chunk, i64 rows) {
-        if (is_there) return;
-        skimmed_.source = at;
-        size_t from_level = column.levels;
-        if (!writer.copy(file.bytes, chunk, rows, file.proven, column)) {
-          is_there = is_time(place) && !piece;
-          if (is_there) return;
-          column.read(file.bytes, chunk, rows, scratch_);
-        }
-        const bool is_trusted = file.proven || !settings_.walk;  // or somebody else looks
-        if (leaf.max_repetition && (reorders() || moved_ || !is_trusted)) check_lists(column, from_level, piece);
-        piece++;
-      });
+      Taken taken = take_chunks(place, writer, is_time(place));  // times do not repeat
+      if (taken == Taken::BEGIN_ANEW) taken = take_chunks(place, writer, true);
+      is_there = taken == Taken::NOT_AT_ALL;
       check_skimmed();
     }
     Column& column = is_there ? time_column_ : column_;

@@ -9,6 +9,8 @@ namespace {
 // Of the start of a page, in which its levels are looked for: those that take more are decompressed with the page.
 constexpr size_t LEVELS_BYTES = 4096;
 constexpr size_t LONGEST_TAG = 5;
+// The same of a page that is taken apart; and parts of its values at the most.
+constexpr size_t SPLIT_LEVELS_BYTES = 65536, MOST_PARTS = 32;
 
 // What a tag says: how many bytes its element takes, how many it makes, and the distance of a copy.
 struct Tag {
@@ -44,6 +46,14 @@ struct Tags {
 
 const Tags TAGS;
 
+// How far back a copy refers, all of which is there.
+size_t distance_of(const u8* copy) {
+  const Tag& tag = TAGS.of[*copy];
+  size_t distance = static_cast<size_t>(tag.high) << 8;
+  for (size_t i = 1; i < tag.advance; i++) distance |= static_cast<size_t>(copy[i]) << (8 * (i - 1));
+  return distance;
+}
+
 // Gives the elements of raw Snappy behind its length, which has to be `plain`.
 View elements_of(View packed, size_t plain) {
   const u8* at = packed.data;
@@ -73,8 +83,7 @@ bool pass_one(const u8*& at, const u8* end, size_t plain, size_t& made) {
   }
   if (tag.advance > left || tag.made > plain - made) return false;
   if (tag.is_copy) {
-    size_t distance = static_cast<size_t>(tag.high) << 8;
-    for (size_t i = 1; i < tag.advance; i++) distance |= static_cast<size_t>(at[i]) << (8 * (i - 1));
+    const size_t distance = distance_of(at);
     if (!distance || distance > made) return false;
   }
   at += tag.advance;
@@ -92,6 +101,13 @@ size_t put_literal_tag(size_t length, u8* to) {
   for (size_t left = length - 1; left; left >>= 8) to[++extra] = static_cast<u8>(left);
   to[0] = static_cast<u8>((59 + extra) << 2);
   return 1 + extra;
+}
+
+// Begins a part with a literal of so few bytes as a copy makes.
+void put_literal(const u8* bytes, size_t count, Part& part) {
+  part.head_bytes = put_literal_tag(count, part.head);
+  memcpy(part.head + part.head_bytes, bytes, count);
+  part.head_bytes += count;
 }
 
 // The elements of one page on their way to its end.
@@ -163,8 +179,7 @@ void first_bytes(View elements, size_t wanted, Bytes& to) {
     }
     made = to.size;
     need(pass_one(at, end, SIZE_MAX, made), NOT_WHOLE);
-    size_t distance = static_cast<size_t>(tag.high) << 8;
-    for (size_t i = 1; i < tag.advance; i++) distance |= static_cast<size_t>(begin[i]) << (8 * (i - 1));
+    const size_t distance = distance_of(begin);
     for (size_t some = std::min<size_t>(tag.made, wanted - to.size); some; some--, to.size++)
       to.data[to.size] = to.data[to.size - distance];
   }
@@ -220,30 +235,50 @@ void Skimmed::check() {
 bool split_page(const PageHeader& header, View body, Scratch& scratch, SplitPage& split) {
   const size_t plain = static_cast<size_t>(header.plain_bytes);
   const View elements = elements_of(body, plain);
-  first_bytes(elements, 4, scratch.check);
-  if (scratch.check.size < 4) return false;
-  const size_t front = 4 + static_cast<size_t>(load<u32>(scratch.check.data));
-  if (front > std::min(plain, LEVELS_BYTES)) return false;
-  first_bytes(elements, front, scratch.check);
-  if (scratch.check.size < front) return false;
-  split.levels = {scratch.check.data + 4, front - 4};
+  Bytes& begin = scratch.check;
+  first_bytes(elements, 4, begin);
+  if (begin.size < 4) return false;
+  const size_t front = 4 + static_cast<size_t>(load<u32>(begin.data));
+  if (front > std::min(plain, SPLIT_LEVELS_BYTES)) return false;
+  first_bytes(elements, std::min(plain, front + Part::LONGEST_COPY), begin);  // all that a copy of levels can make
+  if (begin.size < front) return false;
+  split.levels = {begin.data + 4, front - 4};
   split.plain_bytes = plain - front;
-  split.head_bytes = 0;
+  split.parts.clear();
   const u8 *at = elements.data, *end = elements.end();
-  size_t made = 0, of_values = 0;
+  size_t made = 0;
+  bool is_copy = false;
   while (made < front) {
-    const bool is_copy = at < end && TAGS.of[*at].is_copy;
-    if (at == end || !pass_one(at, end, plain, made) || (is_copy && made > front)) return false;
+    is_copy = at < end && TAGS.of[*at].is_copy;
+    if (at == end || !pass_one(at, end, plain, made)) return false;
   }
-  split.rest = {at, static_cast<size_t>(end - at)};
-  if (made > front) {  // a literal of which the last bytes are values
-    of_values = made - front;
-    split.rest = {at - of_values, of_values + static_cast<size_t>(end - at)};
-    split.head_bytes = put_literal_tag(of_values, split.head);
+  size_t of_values = made - front;
+  Part part;
+  part.rest.data = at;
+  if (is_copy && of_values) {
+    put_literal(begin.data + front, of_values, part);
+  } else if (of_values) {  // a literal of which the last bytes are values
+    part.head_bytes = put_literal_tag(of_values, part.head);
+    part.rest.data = at - of_values;
   }
   while (at < end) {
-    if (!pass_one(at, end, split.plain_bytes, of_values)) return false;
+    if (pass_one(at, end, split.plain_bytes, of_values)) continue;
+    const Tag& tag = TAGS.of[*at];
+    const bool is_whole = tag.is_copy && tag.advance <= end - at && tag.made <= split.plain_bytes - of_values;
+    const size_t distance = is_whole ? distance_of(at) : 0;
+    if (!distance || distance > front + of_values || split.parts.size() + 2 > MOST_PARTS) return false;
+    part.rest.size = static_cast<size_t>(at - part.rest.data);
+    split.parts.push_back(part);
+    u8 copied[Part::LONGEST_COPY];
+    const u8* from = begin.data + front + of_values - distance;  // ends at what follows, or is repeated there
+    for (size_t i = 0; i < tag.made; i++) copied[i] = i < distance ? from[i] : copied[i - distance];
+    at += tag.advance;
+    of_values += tag.made;
+    put_literal(copied, tag.made, part);
+    part.rest.data = at;
   }
+  part.rest.size = static_cast<size_t>(end - part.rest.data);
+  split.parts.push_back(part);
   return of_values == split.plain_bytes;
 }
 

@@ -27,17 +27,31 @@ class Skimmed {
   std::vector<Part> parts_;
 };
 
-// A page of version 1 that is taken apart where its levels end, which are compressed with the values.
+// Compressed values as they lie in a file, behind a few bytes of our own.
+struct Part {
+  static constexpr size_t LONGEST_COPY = 64;
+
+  u8 head[2 + LONGEST_COPY];  // a literal, or the tag of one whose bytes begin what is left
+  size_t head_bytes = 0;
+  View rest;
+
+  size_t size() const { return head_bytes + rest.size; }
+  void put(Bytes& to) const {
+    to.put(head, head_bytes);
+    to.put(rest.data, rest.size);
+  }
+};
+
+// The values of a page of version 1, which is taken apart where its levels end: they are compressed together.
 struct SplitPage {
-  View levels;        // decoded they are definition levels; they lie in `scratch.check`
-  u8 head[5];         // what the values begin with: the tag of a literal that has lost its first bytes
-  size_t head_bytes;  // 0: none was cut
-  View rest;          // and go on with
+  View levels;              // decoded they are definition levels; they lie in `scratch.check`
+  std::vector<Part> parts;  // of the values
   size_t plain_bytes;
 };
 
 // Takes a page apart that has definition levels and no others. What is left of it decompresses to the values by itself,
-// which was gone through. False if it cannot be done: the levels end within a copy, or some copy refers to them.
+// which was gone through: copies of what levels are have become literals. False if it cannot be done, as where there
+// are many of these.
 bool split_page(const PageHeader& header, View body, Scratch& scratch, SplitPage& split);
 
 // What `open_dictionary` and `open_page` find of a page, but for its entries, which all have one width, or its values.

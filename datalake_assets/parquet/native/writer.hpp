@@ -38,6 +38,13 @@ struct ChunkInfo {
   Bytes column_index, offset_index, bloom;
 };
 
+// What becomes of a chunk.
+enum class Way {
+  COPIED,
+  DECODE,  // it has to be read
+  ANEW,    // it can be copied, and perhaps all before it, which were decoded to see whether values repeat
+};
+
 class ChunkWriter {
  public:
   ChunkWriter(const Leaf& leaf, const WriterSettings& settings, Bytes& out, Scratch& scratch, Skimmed& skimmed)
@@ -46,7 +53,7 @@ class ChunkWriter {
   // Copies a chunk's values without decoding them if they can stay as they are, behind what `before` holds, which is
   // written first. `proven`: somebody vouches for the file's bytes, so that values need not be decoded to prove them.
   // Whether parts that stay compressed are sound is left to `Skimmed::check`.
-  bool copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before);
+  Way copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before);
   // Encodes the column's values as pages.
   void encode(Column& column);
   // Writes what is left, and makes the page indexes.
@@ -55,14 +62,6 @@ class ChunkWriter {
   double verify_s = 0;  // CPU that verifying took
 
  private:
-  // Compressed values that are joined to others, as they lie in a file, behind a few bytes of our own.
-  struct Part {
-    u8 head[5];
-    size_t head_bytes = 0;
-    View rest;
-
-    size_t size() const { return head_bytes + rest.size; }
-  };
   struct Joined {  // a page of version 2 that compressed values are collected for
     std::vector<Part> parts;
     Bytes definition;
@@ -78,6 +77,9 @@ class ChunkWriter {
   Skimmed& skimmed_;
   ChunkInfo info_;
   Joined joined_;
+  std::vector<Part> parts_;  // of what was found in a chunk
+  SplitPage split_;
+  bool was_anew_ = false;
   bool was_tried_ = false, takes_repeats_ = false;  // whether a sample was compressed both ways, and which is smaller
 
   bool find(View file, const Chunk& chunk, std::vector<Found>& found);
