@@ -67,8 +67,11 @@ ID_BYTES = 17  # of a staged file's name: the comma and the id
 FILES = f"{STAGING}/files/"
 HELD = f"{STAGING}/held"
 #: Endings of data files, which are written once, by `publish`: nobody swaps them, and whoever deletes them shuts nobody
-#: out. The files of so many locks, made in a new lake, took longer than deleting a thousand files.
+#: out but those that delete the same ones if they did not change, for which each folder has one lock. The files of so
+#: many locks, made in a new lake, took longer than deleting a thousand files.
 WRITTEN_ONCE = (".parquet", ".avro")
+#: So many are deleted under one lock before others have their turn.
+LOCKED_FILES = 500
 
 _proven: set[str] = set()  # lakes that passed `probe` in this process
 
@@ -273,16 +276,19 @@ class LocalStore:
         """Move each aside, and delete it there if it still is what it was; else it is moved back."""
         by_lock: defaultdict[str, list[str]] = defaultdict(list)
         for key in etags:
-            by_lock[_digest(check_key(key).encode())[:2]].append(key)
+            locked = key.rpartition("/")[0] if check_key(key).endswith(WRITTEN_ONCE) else key
+            by_lock[_digest(locked.encode())[:2]].append(key)
         self._requests.add("delete", len(etags))
         real, kept = {key.rpartition("/")[0]: False for key in etags}, []
         for folder in real:
             with self._tree.translating(folder):
                 self._tree.check_root()
                 real[folder] = not self._is_behind_link(self._root / folder)
-        for lock, together in by_lock.items():
-            with self._tree.translating(together[0]), self._tree.lock(lock):
-                kept += [key for key in together if not self._delete_if(key, etags[key], real)]
+        for lock, keys in by_lock.items():
+            for start in range(0, len(keys), LOCKED_FILES):
+                together = keys[start : start + LOCKED_FILES]
+                with self._tree.translating(together[0]), self._tree.lock(lock):
+                    kept += [key for key in together if not self._delete_if(key, etags[key], real)]
         for folder in sorted(folder for folder in real if (self._root / folder).is_dir()):
             with self._tree.translating(folder):
                 fsync_folder(self._root / folder)
