@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Sequence, Set
+from collections.abc import Callable, Generator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,7 @@ def make_slowly(folder: str, number: int, progress: Progress) -> str:
     return str(path)
 
 
-def assert_left(engine: Engine, folder: Path, results: Set[str]) -> None:
+def assert_left(engine: Engine, folder: Path, results: AbstractSet[str]) -> None:
     """Nothing but ``results`` is left, and nobody is at work.
 
     Elsewhere, what ended just as it was cancelled may be lost on its way, and a worker that does not stop in time is
@@ -70,7 +71,7 @@ def assert_left(engine: Engine, folder: Path, results: Set[str]) -> None:
         assert time.monotonic() < until, f"workers go on with {touched}"
 
 
-def _touched(paths: Set[str]) -> list[str]:
+def _touched(paths: AbstractSet[str]) -> list[str]:
     """Those that somebody changes meanwhile."""
     before = {path: _changed(path) for path in paths}
     time.sleep(0.5 if paths else 0)
