@@ -27,6 +27,8 @@ from datalake_assets_tests.parquet.parquet_files import edited
 pytestmark = pytest.mark.skipif(load_comparer() is None, reason="the comparer was not built")
 CODECS = ("none", "snappy", "zstd", "gzip", "brotli", "lz4")
 ROWS = 40
+#: A field of a page's head that says how levels are encoded (parquet.thrift): RLE, BIT_PACKED.
+RUNS, OLD_BITS = b"\x15\x06", b"\x15\x08"
 
 
 def encoded(table, **options):
@@ -456,3 +458,21 @@ def test_what_the_kernel_merges_is_equal_to_its_inputs():
             made = kernel.merge([Part(each, proven=True) for each in of.files], options)
             found = compared(of.files, bytes(made.view), proven=True)
             assert (found.verdict, found.reason) == (Verdict.EQUAL, ""), (seed, codec)
+
+
+@pytest.mark.parametrize("type_", [pa.int64(), pa.list_(pa.int64())])
+@pytest.mark.parametrize("nullable", [True, False])
+@pytest.mark.parametrize("proven", [True, False])
+def test_levels_that_there_are_not_may_have_any_encoding_of_levels(type_, nullable, proven):
+    """parquet-mr states that of old, of which nothing is read; Spark's files have it in each page."""
+    schema = pa.schema([pa.field("a", type_, nullable=nullable)])
+    values = [1, 2, 3] if type_ == pa.int64() else [[1], [2, 3], []]
+    plain = encoded(pa.table([pa.array(values, type_)], schema), use_dictionary=False)
+    assert plain.count(RUNS + RUNS) == 1
+    leaf = pq.ParquetFile(io.BytesIO(plain)).schema.column(0)
+    there = leaf.max_definition_level > 0, leaf.max_repetition_level > 0
+    for places in ((True, False), (False, True), (True, True)):
+        stated = b"".join(OLD_BITS if is_old else RUNS for is_old in places)
+        found = compared([plain.replace(RUNS + RUNS, stated)], plain, proven=proven)
+        is_read = any(is_old and is_there for is_old, is_there in zip(places, there, strict=True))
+        assert found.verdict is (Verdict.UNCLEAR if is_read else Verdict.EQUAL)

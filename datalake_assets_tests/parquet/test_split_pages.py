@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 
+import fastparquet
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -126,3 +128,22 @@ def test_a_page_whose_values_refer_to_before_them_is_no_part_of_another(kernel, 
         assert decoded(found).equals(pa.concat_tables([*tables[:4], wanted]))
         outcomes.add("same")
     assert outcomes == {(Refusal.DAMAGED, 4), "same"}
+
+
+@pytest.mark.parametrize("codec", ["UNCOMPRESSED", "SNAPPY"])
+@pytest.mark.parametrize("rows", [3, 5_000])
+def test_pages_that_are_filled_up_are_merged(kernel, tmp_path, codec, rows):  # noqa: F811
+    """fastparquet puts eight zeros behind the values of each page."""
+    frame = pd.DataFrame(
+        {
+            "number": np.arange(rows) * 7,
+            "text": [f"item {number % 1000}" for number in range(rows)],
+            "hole": pd.array([None if number % 3 == 0 else number for number in range(rows)], dtype="Int64"),
+            "kind": pd.Categorical(["a", "b", "a"] * (rows // 3) + ["b"] * (rows % 3)),
+            "flag": np.arange(rows) % 2 == 0,
+        }
+    )
+    file = tmp_path / "a.parquet"
+    fastparquet.write(str(file), frame, compression=codec)
+    found = merged(kernel, [file.read_bytes()] * 3, codec="none" if codec == "UNCOMPRESSED" else "snappy")
+    assert decoded(found).equals(pa.concat_tables([pq.read_table(file)] * 3))

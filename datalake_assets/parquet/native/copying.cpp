@@ -138,8 +138,9 @@ bool ChunkWriter::find_plain(const PageHeader& header, View body, const Chunk& c
   return true;
 }
 
-// Where nobody vouches for the bytes, the values have to decode at least.
-void ChunkWriter::prove(const Chunk& chunk, const Found& found) {
+// Where nobody vouches for the bytes, the values have to decode at least; false if more follows the last of them, so
+// that they cannot be joined to others.
+bool ChunkWriter::prove(const Chunk& chunk, const Found& found) {
   if (found.as_is) {
     PageHeader header;
     header.type = DATA_PAGE;
@@ -150,11 +151,11 @@ void ChunkWriter::prove(const Chunk& chunk, const Found& found) {
     need(page.values == found.values, WRONG_NULLS);
     scratch_.check.clear();
     decode_values(leaf_, PLAIN, page.at, page.end, page.values, scratch_.check, scratch_.decode);
-    return;
+    return true;
   }
-  if (!found.plain_bytes && !found.compressed.size) return;
+  if (!found.plain_bytes && !found.compressed.size) return true;
   // values of one width are as many as their bytes say, and whether those can be had shows from going through them
-  if (leaf_.width() && (found.is_split || (settings_.walk && can_skim(chunk.codec)))) return;
+  if (leaf_.width() && (found.is_split || (settings_.walk && can_skim(chunk.codec)))) return true;
   View compressed = found.compressed;
   if (found.is_split) {
     Bytes& whole = scratch_.packed;
@@ -167,10 +168,8 @@ void ChunkWriter::prove(const Chunk& chunk, const Found& found) {
   scratch_.check.reserve(found.plain_bytes);
   u8* plain = scratch_.check.data;
   scratch_.codecs.decompress(chunk.codec, compressed.data, compressed.size, plain, found.plain_bytes);
-  if (leaf_.type == BYTE_ARRAY) {
-    need(walk_byte_arrays(plain, plain + found.plain_bytes, found.values, nullptr) == found.plain_bytes,
-         "a page ends early");
-  }
+  return leaf_.type != BYTE_ARRAY ||
+         walk_byte_arrays(plain, plain + found.plain_bytes, found.values, nullptr) == found.plain_bytes;
 }
 
 Way ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before) {
@@ -210,7 +209,9 @@ Way ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Colu
   }
   need(chunk.nulls < 0 || static_cast<i64>(levels - values) == chunk.nulls, WRONG_NULLS);
   if (!proven) {
-    for (const Found& each : found) prove(chunk, each);
+    for (const Found& each : found) {
+      if (!prove(chunk, each)) return Way::DECODE;
+    }
   }
   if (before.has_dictionary) before.forget_values();
   if (is_first) before.to_plain();

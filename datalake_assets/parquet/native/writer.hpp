@@ -84,7 +84,7 @@ class ChunkWriter {
 
   bool find(View file, const Chunk& chunk, std::vector<Found>& found);
   bool find_plain(const PageHeader& header, View body, const Chunk& chunk, std::vector<Found>& found);
-  void prove(const Chunk& chunk, const Found& found);
+  bool prove(const Chunk& chunk, const Found& found);
   void put_found(const Found& found, const MinMax& range);
   void put_joined();
   void put_as_is(const Found& found, const MinMax& range);

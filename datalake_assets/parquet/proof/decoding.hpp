@@ -54,9 +54,9 @@ inline uint64_t varint_at(Span at, uint64_t& place) {
 // readers differ in what they make of runs that are cut off, and of what follows the last one. A bit-packed run may go
 // on after the last number, as DuckDB fills up the last one to 32 numbers: readers unpack as many as they want of what
 // is there, or all of it. Numbers of no bits may not, beyond a group of eight: no bytes say that they are there. A
-// repeated value may not either, since no writer makes such a run.
+// repeated value may not either, since no writer makes such a run. So many zeros may follow, which are no run.
 template <typename T>
-void decode_runs(Span at, uint32_t width, uint32_t count, uint32_t most, T* to) {
+void decode_runs(Span at, uint32_t width, uint32_t count, uint32_t most, T* to, uint64_t zeros = 0) {
   uint64_t place = 0;
   uint32_t done = 0, largest = 0;
   while (done < count) {
@@ -86,7 +86,9 @@ void decode_runs(Span at, uint32_t width, uint32_t count, uint32_t most, T* to) 
     }
   }
   if (largest > most) throw Unclear{"a level, or an index, is larger than there are any"};
-  if (place != at.size) throw Unclear{"an encoded page goes on after its end"};
+  if (at.size - place > zeros) throw Unclear{"an encoded page goes on after its end"};
+  for (; place < at.size; place++)
+    if (at.data[place]) throw Unclear{"an encoded page goes on after its end"};
 }
 
 // DELTA_BINARY_PACKED: exactly `count` numbers, modulo 2 to the power of 64. Returns how many bytes they take.

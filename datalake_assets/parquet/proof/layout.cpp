@@ -271,6 +271,9 @@ void schema_of(Reader& reader, int kind, Footer& footer, const Footer* like) {
   if (!walk.is_done()) Reader::fail();
 }
 
+// Encodings of levels (parquet.thrift); that of old also stands where there are none, as parquet-mr has it.
+constexpr int64_t RUNS = 3, OLD_BITS = 4;
+
 void data_head(Reader& reader, int kind, PageHead& head) {
   Reader::expect(kind, STRUCT);
   int id = 0;
@@ -290,7 +293,10 @@ void data_head(Reader& reader, int kind, PageHead& head) {
       reader.skip(kind);
   }
   if (values < 0 || encoding < 0) Reader::fail();
-  if (of_definition != 3 || of_repetition != 3) throw Unclear{"its levels are not run-length encoded"};
+  for (int64_t each : {of_definition, of_repetition})
+    if (each != RUNS && each != OLD_BITS) throw Unclear{NO_RUNS};
+  head.has_definition_runs = of_definition == RUNS;
+  head.has_repetition_runs = of_repetition == RUNS;
   head.values = static_cast<uint32_t>(values);
   head.encoding = static_cast<Encoding>(encoding);
 }

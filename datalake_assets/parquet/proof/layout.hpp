@@ -80,11 +80,14 @@ Span metadata_of(Span file);
 
 enum class PageKind { DATA = 0, DICTIONARY = 2, DATA_V2 = 3 };
 
+constexpr const char* NO_RUNS = "its levels are not run-length encoded";
+
 struct PageHead {
   PageKind kind;
   Encoding encoding;
   uint32_t head_size = 0, size = 0, plain_size = 0, values = 0;
   bool has_checksum = false, is_compressed = true;
+  bool has_definition_runs = true, has_repetition_runs = true;  // levels are run-length encoded, if there are any
   uint32_t checksum = 0;
   uint32_t nulls = 0, rows = 0, definition_size = 0, repetition_size = 0;  // of version 2
   Statistics statistics;

@@ -2,6 +2,13 @@
 
 namespace pagecompare {
 
+namespace {
+
+// Zeros that fastparquet fills its pages up with.
+constexpr uint64_t FILLING = 8;
+
+}  // namespace
+
 Span texts(Span values, uint32_t count) {
   uint64_t place = 0;
   for (; count; count--) {
@@ -136,6 +143,7 @@ Packed Stream::after_levels(const PageHead& head, Span packed) {
   held.plain = unpacked(held, page_);
   for (bool is_definition : {false, true}) {  // repetition levels come first
     if (!(is_definition ? has_definitions_ : has_repetitions_)) continue;
+    if (!(is_definition ? head.has_definition_runs : head.has_repetition_runs)) throw Unclear{NO_RUNS};
     if (held.plain.size < 4) throw Unclear{"a page ends before its levels"};
     Span levels = held.plain.part(4, number32(held.plain.data));
     read_levels(levels, is_definition ? leaf_.max_definition : leaf_.max_repetition,
@@ -335,7 +343,7 @@ void Stream::read_values(const PageHead& head, Span body) {
     if (body.size && body.data[0] > 32) throw Unclear{"indices are wider than any"};
     if (!count) return;
     if (!dictionary.count || !body.size) throw Unclear{"indices have no width, or no entries"};
-    decode_runs(body.from(1), body.data[0], count, dictionary.count - 1, indices_.get());
+    decode_runs(body.from(1), body.data[0], count, dictionary.count - 1, indices_.get(), FILLING);
     return;
   }
   form = leaf_.width ? Form::FIXED : Form::TEXT;
