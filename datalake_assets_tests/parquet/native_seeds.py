@@ -63,6 +63,13 @@ def _masked(values: list[Any], chosen: random.Random, share: float, kind: pa.Dat
     return pa.array([None if chosen.random() < share else value for value in values], kind)
 
 
+def _again(values: list[Any], chosen: random.Random) -> list[Any]:
+    """Some values with one of them once more, perhaps."""
+    if len(values) > 2 and chosen.random() < 0.7:
+        values[chosen.randrange(1, len(values))] = values[0]
+    return values
+
+
 PAIR = pa.struct({"a": pa.int32(), "b": pa.string()})
 
 
@@ -71,7 +78,7 @@ def _pair(chosen: random.Random, share: float) -> dict[str, Any] | None:
     return None if chosen.random() < share else pair
 
 
-#: Columns by kind: those of ``u`` never repeat a value.
+#: Columns by kind: those of ``u`` hardly ever repeat a value.
 COLUMNS: dict[str, Any] = {
     "u_long": lambda r, n, p: _masked([r.getrandbits(62) for _ in range(n)], r, p, pa.int64()),
     "u_int": lambda r, n, p: _masked(r.sample(range(10**6), n), r, p, pa.int32()),
@@ -81,6 +88,8 @@ COLUMNS: dict[str, Any] = {
     "u_double": lambda r, n, p: _masked([r.gauss(0, 9) for _ in range(n)], r, p, pa.float64()),
     "u_text": lambda r, n, p: _masked([f"{r.getrandbits(64):x}" for _ in range(n)], r, p, pa.string()),
     "u_fixed": lambda r, n, p: _masked([r.randbytes(5) for _ in range(n)], r, p, pa.binary(5)),
+    "u_again": lambda r, n, p: _masked(_again([f"user-{r.randrange(10**6)}" for _ in range(n)], r), r, p, pa.string()),
+    "u_anew": lambda r, n, p: _masked(_again([r.getrandbits(40) for _ in range(n)], r), r, p, pa.int64()),
     "flag": lambda r, n, p: _masked([r.random() < 0.5 for _ in range(n)], r, p, pa.bool_()),
     "few": lambda r, n, p: _masked([r.choice(["AT", "DE", ""]) for _ in range(n)], r, p, pa.string()),
     "small": lambda r, n, p: _masked([r.randrange(4) for _ in range(n)], r, p, pa.uint32()),

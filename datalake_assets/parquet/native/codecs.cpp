@@ -2,6 +2,8 @@
 
 #include <climits>
 
+#include "snappy.hpp"
+
 // The build says which libraries there are; without one, for a compiler's warnings, headers tell.
 #ifndef PM_WITH_SNAPPY
 #define PM_WITH_SNAPPY __has_include(<snappy-c.h>)
@@ -254,18 +256,9 @@ bool joinable(int codec, View compressed, size_t plain, View& elements) {
       need(compressed.size == plain, "a page has another size than its header says");
       elements = compressed;
       return true;
-    case SNAPPY: {
-      const u8* at = compressed.data;
-      u64 length = 0;
-      for (int shift = 0;; shift += 7) {
-        need(at < compressed.end() && shift < 35, NOT_WHOLE);
-        length |= static_cast<u64>(*at & 127) << shift;
-        if (*at++ < 128) break;
-      }
-      need(length == plain, NOT_WHOLE);
-      elements = {at, static_cast<size_t>(compressed.end() - at)};
+    case SNAPPY:
+      elements = elements_of(compressed, plain);
       return true;
-    }
 #if PM_WITH_ZSTD
     case ZSTD: {
       // one frame that says its length: whoever looks for more frames finds the next page's

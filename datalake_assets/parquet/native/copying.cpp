@@ -12,10 +12,12 @@ constexpr size_t MOST_PIECES = 1024;
 constexpr i64 SPLIT_PAGE_BYTES = PM_SPLIT_PAGE_BYTES;
 // A piece cannot be cut: it may have so many times as many rows as a page that is encoded.
 constexpr size_t LONGER = 8;
+// Values that come again in a dictionary that its indices go through, besides one of four.
+constexpr size_t MOST_AGAIN = 16;
 // Bytes of values that tell of those that follow.
 constexpr size_t UNLIKE_BYTES = 4 * SMALL_PAGE_BYTES;
 // Of values that were decoded first, so many at the most are taken up once more, to be copied.
-constexpr size_t MOST_ANEW_BYTES = 8 * SMALL_PAGE_BYTES;
+constexpr size_t MOST_ANEW_BYTES = 16 * SMALL_PAGE_BYTES;
 constexpr const char* WRONG_NULLS = "a column has another number of nulls than its statistics say";
 
 }  // namespace
@@ -26,10 +28,11 @@ struct ChunkWriter::Found {
   View compressed;         // of the values, or of the whole page where `as_is`
   size_t plain_bytes = 0;  // of the same
   size_t levels = 0, values = 0;
-  size_t definition = 0;  // where its levels begin in `scratch_.kept`
-  bool by_index = false;  // a dictionary page
-  bool as_is = false;     // a page of version 1, whose levels are compressed with its values, and stay with them
-  bool is_split = false;  // the values of a page of version 1: they were gone through when it was taken apart
+  size_t definition = 0;   // where its levels begin in `scratch_.kept`
+  bool by_index = false;   // a dictionary page
+  bool as_is = false;      // a page of version 1, whose levels are compressed with its values, and stay with them
+  bool is_split = false;   // the values of a page of version 1: they were gone through when it was taken apart
+  bool is_spread = false;  // a dictionary, some of whose values come again: made of what was decompressed
   size_t first_part = 0, parts = 0;  // what is joined: all of `compressed` but what a codec has in front
 };
 
@@ -40,8 +43,10 @@ bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found)
   i64 levels = 0, entries = -1;
   size_t indexed = 0;  // values that have come by the dictionary
   bool in_dictionary = false;
+  PageHeader dictionary;
   scratch_.kept.clear();
   parts_.clear();
+  again_.clear();
   while (levels < chunk.values) {
     if (reader.at == reader.end || found.size() > MOST_PIECES) return false;
     View body;
@@ -52,6 +57,7 @@ bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found)
       if (header.plain_bytes > 2 * page_bytes) return false;
       entries = header.values;
       in_dictionary = true;
+      dictionary = header;
       found.emplace_back();
       found.back().by_index = true;
       found.back().compressed = body;
@@ -66,11 +72,13 @@ bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found)
     }
     levels += header.values;
     if (by_index) {  // indices are small: they are decoded, to see whether they count up
-      if (indexed >= static_cast<size_t>(entries)) return false;
       DataPage page = open_page(header, body, chunk, leaf_, true, scratch_);
       decode_dictionary_indices(page, chunk, static_cast<size_t>(entries), scratch_);
-      if (!counts_up(scratch_.indices.data(), page.values, indexed)) return false;
-      indexed += page.values;
+      if (counts_up(scratch_.indices.data(), page.values, indexed)) {
+        indexed += page.values;
+      } else if (!find_again(dictionary, found.back().compressed, chunk, page.values, indexed)) {
+        return false;
+      }
       found.back().values += page.values;
       found.back().levels += page.levels;
       if (page.definition) scratch_.kept.put(page.definition, page.levels);
@@ -80,6 +88,7 @@ bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found)
   }
   if (reader.at != reader.end || found.empty() || (in_dictionary && indexed != static_cast<size_t>(entries)))
     return false;
+  if (again_.size() && !spread_again(found[0])) return false;
   size_t plain_bytes = 0, copied_pages = 0;
   for (const Found& each : found) {
     if (leaf_.type != BYTE_ARRAY && !each.as_is && each.plain_bytes != each.values * leaf_.width()) return false;
@@ -88,6 +97,64 @@ bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found)
   }
   // pages that stay apart are to be large, on average, where their values can be decoded
   return !copied_pages || plain_bytes >= found.size() * SMALL_PAGE_BYTES || !can_read(chunk.codec);
+}
+
+// Where a page's indices go back to entries that were there before: those come again. `indexed`: entries so far. False
+// if they do so often, or leave some out.
+bool ChunkWriter::find_again(const PageHeader& dictionary, View body, const Chunk& chunk, size_t count,
+                             size_t& indexed) {
+  if (!can_skim(chunk.codec)) return false;
+  const size_t width = leaf_.width();
+  if (!again_.size()) {
+    scratch_.dictionary.clear();
+    open_dictionary(dictionary, body, chunk, leaf_, scratch_.dictionary, scratch_);
+  }
+  auto begin = [&](size_t entry) { return width ? entry * width : scratch_.ends[entry]; };
+  for (size_t i = 0; i < count; i++) {
+    const size_t index = scratch_.indices[i];
+    if (index == indexed) {
+      indexed++;
+      continue;
+    }
+    if (index > indexed || again_.size() > MOST_AGAIN + indexed / 4) return false;
+    again_.push({begin(indexed), begin(index), begin(index + 1) - begin(index)});
+  }
+  return true;
+}
+
+// Makes a PLAIN page of a dictionary of which some values come again.
+bool ChunkWriter::spread_again(Found& found) {
+  size_t plain = found.plain_bytes;
+  for (size_t i = 0; i < again_.size(); i++) plain += again_[i].size;
+  if (plain > 2 * settings_.page_bytes) return false;
+  const size_t head = spread(found.compressed, found.plain_bytes, again_, spread_);
+  if (settings_.verify) check_spread(found.plain_bytes, plain);
+  found.plain_bytes = plain;
+  found.is_spread = true;
+  found.first_part = parts_.size();
+  found.parts = 1;
+  Part part;
+  part.rest = {spread_.data + head, spread_.size - head};
+  parts_.push_back(part);
+  return true;
+}
+
+// Decompresses what was made of so many bytes, and compares it with the dictionary.
+void ChunkWriter::check_spread(size_t before, size_t plain) {
+  scratch_.check.clear();
+  const u8* at = scratch_.check.grow(plain);
+  scratch_.codecs.decompress(settings_.codec, spread_.data, spread_.size, scratch_.check.data, plain);
+  size_t done = 0;
+  auto goes_on = [&](size_t from, size_t size) {
+    came_out(!size || !memcmp(at, scratch_.dictionary.data + from, size));
+    at += size;
+  };
+  for (size_t i = 0; i < again_.size(); i++) {
+    goes_on(done, again_[i].behind - done);
+    done = again_[i].behind;
+    goes_on(again_[i].from, again_[i].size);
+  }
+  goes_on(done, before - done);
 }
 
 // A page of values.
@@ -153,7 +220,7 @@ bool ChunkWriter::prove(const Chunk& chunk, const Found& found) {
     decode_values(leaf_, PLAIN, page.at, page.end, page.values, scratch_.check, scratch_.decode);
     return true;
   }
-  if (!found.plain_bytes && !found.compressed.size) return true;
+  if (found.is_spread || (!found.plain_bytes && !found.compressed.size)) return true;
   // values of one width are as many as their bytes say, and whether those can be had shows from going through them
   if (leaf_.width() && (found.is_split || (settings_.walk && can_skim(chunk.codec)))) return true;
   View compressed = found.compressed;
@@ -190,7 +257,7 @@ Way ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Colu
   size_t levels = 0, values = 0, plain_bytes = 0;
   for (Found& each : found) {
     if (each.levels > LONGER * settings_.page_rows) return Way::DECODE;
-    if (!each.as_is && !each.is_split) {
+    if (!each.as_is && !each.is_split && !each.is_spread) {
       Part part;
       if (!joinable(settings_.codec, each.compressed, each.plain_bytes, part.rest)) return Way::DECODE;
       each.first_part = parts_.size();
@@ -202,7 +269,7 @@ Way ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Colu
     plain_bytes += each.plain_bytes;
   }
   if (static_cast<i64>(levels) != rows) return Way::DECODE;
-  if (is_first && found[0].by_index && plain_bytes < UNLIKE_BYTES) return Way::DECODE;
+  if (is_first && found[0].by_index && (plain_bytes < UNLIKE_BYTES || found[0].is_spread)) return Way::DECODE;
   if (is_early && before.plain.size < MOST_ANEW_BYTES) {
     was_anew_ = true;
     return Way::ANEW;
@@ -220,8 +287,8 @@ Way ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Colu
     before.forget_values();
   }
   for (const Found& each : found) {
-    if (settings_.walk && !each.as_is && !each.is_split && (each.plain_bytes || each.compressed.size) &&
-        can_skim(settings_.codec))
+    if (settings_.walk && !each.as_is && !each.is_split && !each.is_spread &&
+        (each.plain_bytes || each.compressed.size) && can_skim(settings_.codec))
       skimmed_.add(each.compressed, each.plain_bytes);
     put_found(each, range);
   }
@@ -238,6 +305,7 @@ void ChunkWriter::put_found(const Found& found, const MinMax& range) {
   if (joined_.levels + found.levels > settings_.page_rows ||
       joined_.plain_bytes + found.plain_bytes > settings_.page_bytes)
     put_joined();
+  if (found.is_spread) joined_.made.push_back(std::move(spread_));  // parts stay where they lie
   if (leaf_.max_definition) joined_.definition.put(scratch_.kept.data + found.definition, found.levels);
   for (size_t i = found.first_part; i < found.first_part + found.parts; i++) {
     joined_.parts.push_back(parts_[i]);
@@ -334,6 +402,7 @@ void ChunkWriter::put_joined() {
   info_.copied_pages++;
   info_.pages_v2++;
   joined_.parts.clear();
+  joined_.made.clear();
   joined_.definition.clear();
   joined_.levels = joined_.values = joined_.bytes = joined_.plain_bytes = 0;
   joined_.range = {};

@@ -1,4 +1,3 @@
-// Source: google/snappy, format_description.txt.
 #include "skimming.hpp"
 
 #include <algorithm>
@@ -8,100 +7,8 @@ namespace {
 
 // Of the start of a page, in which its levels are looked for: those that take more are decompressed with the page.
 constexpr size_t LEVELS_BYTES = 4096;
-constexpr size_t LONGEST_TAG = 5;
 // The same of a page that is taken apart; and parts of its values at the most.
 constexpr size_t SPLIT_LEVELS_BYTES = 65536, MOST_PARTS = 32;
-
-// What a tag says: how many bytes its element takes, how many it makes, and the distance of a copy.
-struct Tag {
-  u8 advance;  // for a literal, with its bytes; 0: a long one, whose length follows
-  u8 made;
-  u8 is_copy;
-  u8 high;       // of the distance, above the lowest byte that follows
-  u32 trailing;  // a mask of the distance's bytes that follow
-};
-
-struct Tags {
-  Tag of[256];
-
-  Tags() {
-    for (u32 tag = 0; tag < 256; tag++) {
-      const u8 upper = static_cast<u8>(tag >> 2), length = static_cast<u8>(upper + 1);
-      switch (tag & 3) {
-        case 0:
-          of[tag] = {static_cast<u8>(length <= 60 ? 1 + length : 0), length, 0, 0, 0};
-          break;
-        case 1:
-          of[tag] = {2, static_cast<u8>((upper & 7) + 4), 1, static_cast<u8>(tag >> 5), 0xFF};
-          break;
-        case 2:
-          of[tag] = {3, length, 1, 0, 0xFFFF};
-          break;
-        default:
-          of[tag] = {5, length, 1, 0, 0xFFFFFFFF};
-      }
-    }
-  }
-};
-
-const Tags TAGS;
-
-// How far back a copy refers, all of which is there.
-size_t distance_of(const u8* copy) {
-  const Tag& tag = TAGS.of[*copy];
-  size_t distance = static_cast<size_t>(tag.high) << 8;
-  for (size_t i = 1; i < tag.advance; i++) distance |= static_cast<size_t>(copy[i]) << (8 * (i - 1));
-  return distance;
-}
-
-// Gives the elements of raw Snappy behind its length, which has to be `plain`.
-View elements_of(View packed, size_t plain) {
-  const u8* at = packed.data;
-  u64 length = 0;
-  for (int shift = 0;; shift += 7) {
-    need(at < packed.end() && shift < 35, NOT_WHOLE);
-    length |= static_cast<u64>(*at & 127) << shift;
-    if (*at++ < 128) break;
-  }
-  need(length == plain, NOT_WHOLE);
-  return {at, static_cast<size_t>(packed.end() - at)};
-}
-
-// An element that is read with all care: a long literal, or one near the end. Returns false if it is not sound.
-bool pass_one(const u8*& at, const u8* end, size_t plain, size_t& made) {
-  const Tag& tag = TAGS.of[*at];
-  size_t left = static_cast<size_t>(end - at);
-  if (!tag.advance) {
-    size_t extra = static_cast<size_t>(tag.made) - 60, length = 0;
-    if (left < 1 + extra) return false;
-    for (size_t i = 0; i < extra; i++) length |= static_cast<size_t>(at[1 + i]) << (8 * i);
-    length++;
-    if (length > left - 1 - extra || length > plain - made) return false;
-    at += 1 + extra + length;
-    made += length;
-    return true;
-  }
-  if (tag.advance > left || tag.made > plain - made) return false;
-  if (tag.is_copy) {
-    const size_t distance = distance_of(at);
-    if (!distance || distance > made) return false;
-  }
-  at += tag.advance;
-  made += tag.made;
-  return true;
-}
-
-// Writes the tag of a literal of so many bytes, and its length where that does not fit into it.
-size_t put_literal_tag(size_t length, u8* to) {
-  if (length <= 60) {
-    to[0] = static_cast<u8>((length - 1) << 2);
-    return 1;
-  }
-  size_t extra = 0;
-  for (size_t left = length - 1; left; left >>= 8) to[++extra] = static_cast<u8>(left);
-  to[0] = static_cast<u8>((59 + extra) << 2);
-  return 1 + extra;
-}
 
 // Begins a part with a literal of so few bytes as a copy makes.
 void put_literal(const u8* bytes, size_t count, Part& part) {
@@ -240,7 +147,7 @@ bool split_page(const PageHeader& header, View body, Scratch& scratch, SplitPage
   if (begin.size < 4) return false;
   const size_t front = 4 + static_cast<size_t>(load<u32>(begin.data));
   if (front > std::min(plain, SPLIT_LEVELS_BYTES)) return false;
-  first_bytes(elements, std::min(plain, front + Part::LONGEST_COPY), begin);  // all that a copy of levels can make
+  first_bytes(elements, std::min(plain, front + LONGEST_COPY), begin);  // all that a copy of levels can make
   if (begin.size < front) return false;
   split.levels = {begin.data + 4, front - 4};
   split.plain_bytes = plain - front;
@@ -269,7 +176,7 @@ bool split_page(const PageHeader& header, View body, Scratch& scratch, SplitPage
     if (!distance || distance > front + of_values || split.parts.size() + 2 > MOST_PARTS) return false;
     part.rest.size = static_cast<size_t>(at - part.rest.data);
     split.parts.push_back(part);
-    u8 copied[Part::LONGEST_COPY];
+    u8 copied[LONGEST_COPY];
     const u8* from = begin.data + front + of_values - distance;  // ends at what follows, or is repeated there
     for (size_t i = 0; i < tag.made; i++) copied[i] = i < distance ? from[i] : copied[i - distance];
     at += tag.advance;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "pages.hpp"
+#include "snappy.hpp"
 
 namespace pagemerge {
 
@@ -29,8 +30,6 @@ class Skimmed {
 
 // Compressed values as they lie in a file, behind a few bytes of our own.
 struct Part {
-  static constexpr size_t LONGEST_COPY = 64;
-
   u8 head[2 + LONGEST_COPY];  // a literal, or the tag of one whose bytes begin what is left
   size_t head_bytes = 0;
   View rest;

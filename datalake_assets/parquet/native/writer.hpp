@@ -3,6 +3,7 @@
 
 #include "column.hpp"
 #include "skimming.hpp"
+#include "spreading.hpp"
 #include "statistics.hpp"
 
 namespace pagemerge {
@@ -64,6 +65,7 @@ class ChunkWriter {
  private:
   struct Joined {  // a page of version 2 that compressed values are collected for
     std::vector<Part> parts;
+    std::vector<Bytes> made;  // what parts refer to that lies in no file
     Bytes definition;
     size_t levels = 0, values = 0, plain_bytes = 0, bytes = 0;
     MinMax range;
@@ -78,12 +80,17 @@ class ChunkWriter {
   ChunkInfo info_;
   Joined joined_;
   std::vector<Part> parts_;  // of what was found in a chunk
+  Numbers<Again> again_;     // in its dictionary
+  Bytes spread_;             // which became this
   SplitPage split_;
   bool was_anew_ = false;
   bool was_tried_ = false, takes_repeats_ = false;  // whether a sample was compressed both ways, and which is smaller
 
   bool find(View file, const Chunk& chunk, std::vector<Found>& found);
   bool find_plain(const PageHeader& header, View body, const Chunk& chunk, std::vector<Found>& found);
+  bool find_again(const PageHeader& dictionary, View body, const Chunk& chunk, size_t count, size_t& indexed);
+  bool spread_again(Found& found);
+  void check_spread(size_t before, size_t plain);
   bool prove(const Chunk& chunk, const Found& found);
   void put_found(const Found& found, const MinMax& range);
   void put_joined();
