@@ -258,23 +258,23 @@ struct RowStarts {
 
 }  // namespace
 
-void Column::check_lists(size_t from_level) const {
+void Lists::check() const {
   int least[MAX_LEVEL + 1] = {};  // by repetition level
-  for (size_t i = 0; i < leaf->repeated.size(); i++) least[i + 1] = leaf->repeated[i].definition;
+  for (size_t i = 0; i < leaf.repeated.size(); i++) least[i + 1] = leaf.repeated[i].definition;
   bool wrong = false;
-  for (size_t i = from_level; i < levels; i++) {
-    int wanted = least[repetition.data[i]];
-    wrong |= definition.data[i] < wanted || (wanted && definition.data[i - 1] < wanted);
+  for (size_t i = 0; i < levels; i++) {
+    int wanted = least[repetition[i]];
+    wrong |= definition[i] < wanted || (wanted && (!i || definition[i - 1] < wanted));
   }
   need(!wrong, "a list goes on that has no entry");
 }
 
-u64 Column::shape(size_t from_level, size_t repetition_level) const {
-  int entry = leaf->repeated[repetition_level - 1].definition;
+u64 Lists::shape(size_t repetition_level) const {
+  int entry = leaf.repeated[repetition_level - 1].definition;
   u64 hash = 0;
-  for (size_t i = from_level; i < levels; i++) {
-    if (repetition.data[i] > repetition_level) continue;
-    u64 told = static_cast<u64>(repetition.data[i]) << 32 | static_cast<u64>(std::min<int>(definition.data[i], entry));
+  for (size_t i = 0; i < levels; i++) {
+    if (repetition[i] > repetition_level) continue;
+    u64 told = static_cast<u64>(repetition[i]) << 32 | static_cast<u64>(std::min<int>(definition[i], entry));
     hash = (hash ^ told) * 0x9e3779b97f4a7c15u;
     hash ^= hash >> 29;
   }

@@ -48,11 +48,6 @@ struct Column {
   void to_plain();
   // Adds one column chunk of so many rows.
   void read(View file, const Chunk& chunk, i64 rows, Scratch& scratch);
-  // What the lists of a repeated element look like from this level on, the same for all leaves below it: a hash of
-  // where each list begins, whether it is there, and how many entries it has.
-  u64 shape(size_t from_level, size_t repetition_level) const;
-  // Refuses lists that go on where they have no entry: what a row holds would depend on the one before.
-  void check_lists(size_t from_level) const;
   // Puts its rows in another order. `rows`: of all runs together, all that there are.
   void reorder(const Numbers<RowRun>& runs, size_t rows);
 
@@ -60,6 +55,19 @@ struct Column {
   void add_page(const DataPage& page, const Chunk& chunk, size_t entries, bool& mapped, Scratch& scratch);
   void map_dictionary(size_t entries, Scratch& scratch);
   bool is_worthless(size_t bytes, size_t entries, size_t of) const;
+};
+
+// The levels of lists from a row on.
+struct Lists {
+  const Leaf& leaf;
+  const u8 *definition, *repetition;
+  size_t levels;
+
+  // What the lists of a repeated element look like, the same for all leaves below it: a hash of where each list begins,
+  // whether it is there, and how many entries it has.
+  u64 shape(size_t repetition_level) const;
+  // Refuses lists that go on where they have no entry: what a row holds would depend on the one before.
+  void check() const;
 };
 
 // Appends the dictionary's values at the indices. `offsets`: of its entries, for byte arrays; may be null otherwise.

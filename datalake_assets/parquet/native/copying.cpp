@@ -18,6 +18,11 @@ constexpr size_t MOST_AGAIN = 16;
 constexpr size_t UNLIKE_BYTES = 4 * SMALL_PAGE_BYTES;
 // Of values that were decoded first, so many at the most are taken up once more, to be copied.
 constexpr size_t MOST_ANEW_BYTES = 16 * SMALL_PAGE_BYTES;
+// Rows that begin in a page, or in some that follow each other; each value is one where there are no lists.
+size_t rows_of(const u8* repetition, size_t levels) {
+  return repetition ? static_cast<size_t>(std::count(repetition, repetition + levels, 0)) : levels;
+}
+
 constexpr const char* WRONG_NULLS = "a column has another number of nulls than its statistics say";
 
 }  // namespace
@@ -27,11 +32,11 @@ constexpr const char* WRONG_NULLS = "a column has another number of nulls than i
 struct ChunkWriter::Found {
   View compressed;         // of the values, or of the whole page where `as_is`
   size_t plain_bytes = 0;  // of the same
-  size_t levels = 0, values = 0;
-  size_t definition = 0;   // where its levels begin in `scratch_.kept`
+  size_t levels = 0, values = 0, rows = 0;
+  size_t definition = 0;   // where its levels begin in `scratch_.kept`, and in `scratch_.kept_repetition`
   bool by_index = false;   // a dictionary page
   bool as_is = false;      // a page of version 1, whose levels are compressed with its values, and stay with them
-  bool is_split = false;   // the values of a page of version 1: they were gone through when it was taken apart
+  bool is_split = false;   // the values of a page that is taken apart: they were gone through then
   bool is_spread = false;  // a dictionary, some of whose values come again: made of what was decompressed
   size_t first_part = 0, parts = 0;  // what is joined: all of `compressed` but what a codec has in front
 };
@@ -45,6 +50,7 @@ bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found)
   bool in_dictionary = false;
   PageHeader dictionary;
   scratch_.kept.clear();
+  scratch_.kept_repetition.clear();
   parts_.clear();
   again_.clear();
   while (levels < chunk.values) {
@@ -70,9 +76,10 @@ bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found)
       if (by_index || indexed != static_cast<size_t>(entries)) return false;
       in_dictionary = false;
     }
+    const bool is_first = !levels;
     levels += header.values;
     if (by_index) {  // indices are small: they are decoded, to see whether they count up
-      DataPage page = open_page(header, body, chunk, leaf_, true, scratch_);
+      DataPage page = open_page(header, body, chunk, leaf_, is_first, scratch_);
       decode_dictionary_indices(page, chunk, static_cast<size_t>(entries), scratch_);
       if (counts_up(scratch_.indices.data(), page.values, indexed)) {
         indexed += page.values;
@@ -81,7 +88,9 @@ bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found)
       }
       found.back().values += page.values;
       found.back().levels += page.levels;
+      found.back().rows += rows_of(page.repetition, page.levels);
       if (page.definition) scratch_.kept.put(page.definition, page.levels);
+      if (page.repetition) scratch_.kept_repetition.put(page.repetition, page.levels);
     } else if (!find_plain(header, body, chunk, found)) {
       return false;
     }
@@ -157,25 +166,40 @@ void ChunkWriter::check_spread(size_t before, size_t plain) {
   goes_on(done, before - done);
 }
 
+// Decodes the levels of a page of values; false if it begins within a row: a page of the output may not.
+bool ChunkWriter::keep_levels(Found& piece, View repetition, View definition) {
+  if (leaf_.max_repetition) {
+    u8* kept = scratch_.kept_repetition.grow(piece.levels);
+    decode_repetition(leaf_, repetition.data, repetition.end(), piece.levels, false, kept);
+    piece.rows = rows_of(kept, piece.levels);
+    if (kept[0]) return false;
+  }
+  if (leaf_.max_definition) {
+    u8* kept = scratch_.kept.grow(piece.levels);
+    piece.values = decode_definition(leaf_, definition.data, definition.end(), piece.levels, kept);
+  }
+  return true;
+}
+
 // A page of values.
 bool ChunkWriter::find_plain(const PageHeader& header, View body, const Chunk& chunk, std::vector<Found>& found) {
-  bool is_only = header.values == chunk.values, packed = header.compressed || chunk.codec == UNCOMPRESSED;
-  if (header.encoding != PLAIN || !packed || (is_only && header.plain_bytes < MIN_PART_BYTES) ||
+  const bool is_only = header.values == chunk.values, is_packed = header.compressed || chunk.codec == UNCOMPRESSED;
+  if (header.encoding != PLAIN || (!is_packed && !can_skim(chunk.codec)) ||
+      (is_only && header.plain_bytes < MIN_PART_BYTES) ||
       header.plain_bytes > 2 * static_cast<i64>(settings_.page_bytes))
     return false;
   Found piece;
-  piece.levels = piece.values = static_cast<size_t>(header.values);
+  piece.levels = piece.values = piece.rows = static_cast<size_t>(header.values);
   piece.compressed = body;
   piece.plain_bytes = static_cast<size_t>(header.plain_bytes);
   piece.definition = scratch_.kept.size;
   if (header.type == DATA_PAGE && leaf_.max_definition) {
-    if (header.definition_encoding != RLE) return false;
+    if (header.definition_encoding != RLE || (leaf_.max_repetition && header.repetition_encoding != RLE)) return false;
     // how many of its levels are nulls stands within it, unless it has all of the chunk's, or none
-    const bool tells_nulls = !chunk.nulls || (chunk.nulls > 0 && is_only);
+    const bool tells_nulls = !leaf_.max_repetition && (!chunk.nulls || (chunk.nulls > 0 && is_only));
     const bool may_stay = tells_nulls && header.plain_bytes >= SPLIT_PAGE_BYTES;
-    if (!may_stay && can_skim(chunk.codec) && split_page(header, body, scratch_, split_)) {
-      u8* definition = scratch_.kept.grow(piece.levels);
-      piece.values = decode_definition(leaf_, split_.levels.data, split_.levels.end(), piece.levels, definition);
+    if (!may_stay && can_skim(chunk.codec) && split_page(header, body, leaf_, scratch_, split_)) {
+      if (!keep_levels(piece, split_.levels[0], split_.levels[1])) return false;
       piece.plain_bytes = split_.plain_bytes;
       piece.is_split = true;
       piece.first_part = parts_.size();
@@ -188,17 +212,28 @@ bool ChunkWriter::find_plain(const PageHeader& header, View body, const Chunk& c
     piece.as_is = true;
     piece.values -= static_cast<size_t>(chunk.nulls);
   } else if (header.type == DATA_PAGE_V2) {
-    if (header.repetition_bytes || header.rows != header.values) return false;
-    size_t of_levels = static_cast<size_t>(header.definition_bytes);
+    const size_t of_repetition = static_cast<size_t>(header.repetition_bytes);
+    const size_t of_levels = of_repetition + static_cast<size_t>(header.definition_bytes);
+    if (of_repetition && !leaf_.max_repetition) return false;
     piece.compressed = {body.data + of_levels, body.size - of_levels};
     piece.plain_bytes -= of_levels;
-    if (leaf_.max_definition) {
-      u8* definition = scratch_.kept.grow(piece.levels);
-      piece.values = decode_definition(leaf_, body.data, body.data + header.definition_bytes, piece.levels, definition);
-    }
-    if (header.nulls >= 0) {
+    const View levels{body.data, of_levels};
+    if (!keep_levels(piece, {levels.data, of_repetition}, {levels.data + of_repetition, of_levels - of_repetition}))
+      return false;
+    if (header.rows != static_cast<i64>(piece.rows)) return false;
+    if (header.nulls >= 0 && !leaf_.max_repetition) {
       need(static_cast<i64>(piece.levels - piece.values) == header.nulls,
            "a page has another number of nulls than it says");
+    }
+    if (!is_packed && piece.plain_bytes) {  // as it lies there it is a literal
+      if (piece.compressed.size != piece.plain_bytes) return false;
+      Part part;
+      part.head_bytes = put_literal_tag(piece.plain_bytes, part.head);
+      part.rest = piece.compressed;
+      piece.is_split = true;
+      piece.first_part = parts_.size();
+      piece.parts = 1;
+      parts_.push_back(part);
     }
   }
   found.push_back(piece);
@@ -245,7 +280,7 @@ Way ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Colu
   if (before.has_dictionary && before.levels) return Way::DECODE;
   const bool is_early = before.levels && info_.pages.empty() && !joined_.levels && !was_anew_;
   if (before.levels && before.plain.size < SMALL_PAGE_BYTES && !only_way && !is_early) return Way::DECODE;
-  if (leaf_.type == BOOLEAN || leaf_.max_repetition || rows <= 0) return Way::DECODE;
+  if (leaf_.type == BOOLEAN || rows <= 0) return Way::DECODE;
   MinMax range;
   if (leaf_.order != Order::NONE) {
     if (!chunk.min_exact || !chunk.max_exact || !stated_min_max(leaf_, chunk, range)) return Way::DECODE;
@@ -254,7 +289,7 @@ Way ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Colu
   const bool is_first = before.has_dictionary && !only_way;
   std::vector<Found> found;
   if (!find(file, chunk, found)) return Way::DECODE;
-  size_t levels = 0, values = 0, plain_bytes = 0;
+  size_t levels = 0, values = 0, copied_rows = 0, plain_bytes = 0;
   for (Found& each : found) {
     if (each.levels > LONGER * settings_.page_rows) return Way::DECODE;
     if (!each.as_is && !each.is_split && !each.is_spread) {
@@ -266,15 +301,16 @@ Way ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Colu
     }
     levels += each.levels;
     values += each.values;
+    copied_rows += each.rows;
     plain_bytes += each.plain_bytes;
   }
-  if (static_cast<i64>(levels) != rows) return Way::DECODE;
+  if (static_cast<i64>(copied_rows) != rows) return Way::DECODE;
   if (is_first && found[0].by_index && (plain_bytes < UNLIKE_BYTES || found[0].is_spread)) return Way::DECODE;
   if (is_early && before.plain.size < MOST_ANEW_BYTES) {
     was_anew_ = true;
     return Way::ANEW;
   }
-  need(chunk.nulls < 0 || static_cast<i64>(levels - values) == chunk.nulls, WRONG_NULLS);
+  need(leaf_.max_repetition || chunk.nulls < 0 || static_cast<i64>(levels - values) == chunk.nulls, WRONG_NULLS);
   if (!proven) {
     for (const Found& each : found) {
       if (!prove(chunk, each)) return Way::DECODE;
@@ -302,17 +338,18 @@ void ChunkWriter::put_found(const Found& found, const MinMax& range) {
     put_as_is(found, range);
     return;
   }
-  if (joined_.levels + found.levels > settings_.page_rows ||
-      joined_.plain_bytes + found.plain_bytes > settings_.page_bytes)
+  if (joined_.rows + found.rows > settings_.page_rows || joined_.plain_bytes + found.plain_bytes > settings_.page_bytes)
     put_joined();
   if (found.is_spread) joined_.made.push_back(std::move(spread_));  // parts stay where they lie
   if (leaf_.max_definition) joined_.definition.put(scratch_.kept.data + found.definition, found.levels);
+  if (leaf_.max_repetition) joined_.repetition.put(scratch_.kept_repetition.data + found.definition, found.levels);
   for (size_t i = found.first_part; i < found.first_part + found.parts; i++) {
     joined_.parts.push_back(parts_[i]);
     joined_.bytes += parts_[i].size();
   }
   joined_.levels += found.levels;
   joined_.values += found.values;
+  joined_.rows += found.rows;
   joined_.plain_bytes += found.plain_bytes;
   if (found.values) widen_range(leaf_, range, joined_.range);
 }
@@ -348,6 +385,19 @@ void ChunkWriter::put_as_is(const Found& found, const MinMax& range) {
   note_page(std::move(info));
 }
 
+// Levels as a page of version 2 has them.
+void ChunkWriter::put_bare_levels(const Bytes& levels, int highest, Bytes& to) {
+  const size_t from = to.size;
+  const int bits = bits_for(static_cast<u64>(highest));
+  encode_levels(levels.data, levels.size, bits, to);
+  if (!settings_.verify) return;
+  to.reserve(to.size);  // SLACK behind it
+  scratch_.check.clear();
+  u8* found = scratch_.check.grow(levels.size);
+  decode_hybrid<u8>(to.data + from, to.data + to.size, bits, found, levels.size);
+  came_out(!memcmp(found, levels.data, levels.size));
+}
+
 void ChunkWriter::put_joined() {
   if (!joined_.levels) return;
   begin_data();
@@ -359,18 +409,13 @@ void ChunkWriter::put_joined() {
   info.range = std::move(joined_.range);
   Bytes& levels = scratch_.packed;
   levels.clear();
+  if (leaf_.max_repetition) put_bare_levels(joined_.repetition, leaf_.max_repetition, levels);
+  const size_t of_repetition = levels.size;
   if (leaf_.max_definition) {
-    int bits = bits_for(static_cast<u64>(leaf_.max_definition));
-    encode_levels(joined_.definition.data, joined_.levels, bits, levels);
-    if (settings_.verify) {
-      levels.reserve(levels.size);  // SLACK behind it
-      scratch_.check.clear();
-      u8* found = scratch_.check.grow(joined_.levels);
-      decode_hybrid<u8>(levels.data, levels.data + levels.size, bits, found, joined_.levels);
-      came_out(!memcmp(found, joined_.definition.data, joined_.levels));
-      came_out(static_cast<size_t>(std::count(found, found + joined_.levels, static_cast<u8>(leaf_.max_definition))) ==
-               joined_.values);
-    }
+    put_bare_levels(joined_.definition, leaf_.max_definition, levels);
+    const u8* defined = joined_.definition.data;
+    came_out(static_cast<size_t>(std::count(defined, defined + joined_.levels,
+                                            static_cast<u8>(leaf_.max_definition))) == joined_.values);
   }
   Bytes head;
   put_joined_head(settings_.codec, joined_.plain_bytes, head);
@@ -383,10 +428,10 @@ void ChunkWriter::put_joined() {
   header.open(8);
   header.int32(1, static_cast<i64>(joined_.levels));
   header.int32(2, info.nulls);
-  header.int32(3, static_cast<i64>(joined_.levels));
+  header.int32(3, static_cast<i64>(joined_.rows));
   header.int32(4, PLAIN);
-  header.int32(5, static_cast<i64>(levels.size));
-  header.int32(6, 0);
+  header.int32(5, static_cast<i64>(levels.size - of_repetition));
+  header.int32(6, static_cast<i64>(of_repetition));
   header.boolean(7, true);
   header.close();
   header.close();
@@ -397,14 +442,15 @@ void ChunkWriter::put_joined() {
   info_.bytes += static_cast<i64>(header.bytes.size + body_bytes);
   info_.plain_bytes += static_cast<i64>(header.bytes.size + levels.size + joined_.plain_bytes);
   info_.values += static_cast<i64>(joined_.levels);
-  info_.rows += static_cast<i64>(joined_.levels);
+  info_.rows += static_cast<i64>(joined_.rows);
   info_.copied_bytes += static_cast<i64>(joined_.bytes);
   info_.copied_pages++;
   info_.pages_v2++;
   joined_.parts.clear();
   joined_.made.clear();
   joined_.definition.clear();
-  joined_.levels = joined_.values = joined_.bytes = joined_.plain_bytes = 0;
+  joined_.repetition.clear();
+  joined_.levels = joined_.values = joined_.rows = joined_.bytes = joined_.plain_bytes = 0;
   joined_.range = {};
   note_page(std::move(info));
 }

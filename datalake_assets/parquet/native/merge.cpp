@@ -198,11 +198,11 @@ class Merge {
   // Rows can only be moved, and stand behind those of other files, where each is whole by itself: readers take the
   // lists of all leaves below a repeated element for the same ones, and put values into other rows, without a word,
   // where they are not.
-  void check_lists(const Column& column, size_t from_level, size_t piece) {
-    column.check_lists(from_level);
-    const std::vector<Repeated>& repeated = column.leaf->repeated;
+  void check_lists(const Lists& lists, size_t piece) {
+    lists.check();
+    const std::vector<Repeated>& repeated = lists.leaf.repeated;
     for (size_t i = 0; i < repeated.size(); i++) {
-      u64 shape = column.shape(from_level, i + 1);
+      u64 shape = lists.shape(i + 1);
       auto [known, is_first] = shapes_.try_emplace({piece, repeated[i].element}, shape);
       if (is_first && budget) budget->take(sizeof *known);
       need(is_first || known->second == shape, "columns of a list have other entries than each other");
@@ -230,7 +230,13 @@ class Merge {
       if (taken != Taken::ALL) return;
       if (way == Way::DECODE) column.read(file.bytes, chunk, rows, scratch_);
       const bool is_trusted = file.proven || !settings_.walk;  // or somebody else looks
-      if (leaf.max_repetition && (reorders() || moved_ || !is_trusted)) check_lists(column, from_level, piece);
+      if (leaf.max_repetition && (reorders() || moved_ || !is_trusted)) {
+        const bool is_copied = way == Way::COPIED;
+        const Bytes& definition = is_copied ? scratch_.kept : column.definition;
+        const Bytes& repetition = is_copied ? scratch_.kept_repetition : column.repetition;
+        const size_t from = is_copied ? 0 : from_level;
+        check_lists({leaf, definition.data + from, repetition.data + from, definition.size - from}, piece);
+      }
       piece++;
     });
     return taken;

@@ -37,12 +37,6 @@ void parse_kind(ThriftReader& reader, PageHeader& header, int kind) {
   need((there >> 1 & ((1u << required) - 1)) == (1u << required) - 1, HEADER_DAMAGED);
 }
 
-void check_repetition(const Leaf& leaf, const u8* levels, size_t count, bool first) {
-  u8 highest = 0;
-  for (size_t i = 0; i < count; i++) highest = std::max(highest, levels[i]);
-  need(highest <= leaf.max_repetition && (!first || !count || !levels[0]), "a level is too high");
-}
-
 }  // namespace
 
 PageHeader parse_header(ThriftReader& reader) {
@@ -92,6 +86,13 @@ PageHeader next_page(ThriftReader& chunk, View& body) {
   chunk.at += header.bytes;
   need(!header.has_crc || crc32_of(body.data, body.size) == header.crc, "a page's checksum is wrong");
   return header;
+}
+
+void decode_repetition(const Leaf& leaf, const u8* at, const u8* end, size_t count, bool first, u8* out) {
+  decode_hybrid<u8>(at, end, bits_for(static_cast<u64>(leaf.max_repetition)), out, count);
+  u8 highest = 0;
+  for (size_t i = 0; i < count; i++) highest = std::max(highest, out[i]);
+  need(highest <= leaf.max_repetition && (!first || !count || !out[0]), "a level is too high");
 }
 
 size_t decode_definition(const Leaf& leaf, const u8* at, const u8* end, size_t count, u8* out) {
@@ -148,9 +149,7 @@ DataPage open_page(const PageHeader& header, View body, const Chunk& chunk, cons
     page.end = page.at + plain;
   }
   if (leaf.max_repetition) {
-    int bits = bits_for(static_cast<u64>(leaf.max_repetition));
-    decode_hybrid<u8>(levels[0].data, levels[0].end(), bits, repetition, page.levels);
-    check_repetition(leaf, repetition, page.levels, first);
+    decode_repetition(leaf, levels[0].data, levels[0].end(), page.levels, first, repetition);
     page.repetition = repetition;
   }
   if (leaf.max_definition) {

@@ -35,12 +35,15 @@ struct DataPage {
 };
 
 struct Scratch {
-  Bytes page, levels, dictionary, kept, check, used, out_page, packed;
+  Bytes page, levels, dictionary, kept, kept_repetition, check, used, out_page, packed;
   Numbers<u32> indices, ends, map;
   Numbers<Repeat> repeats;
   DecodeScratch decode;
   Codecs codecs;
 };
+
+// Repetition levels of a page, which begins a column chunk or does not.
+void decode_repetition(const Leaf& leaf, const u8* at, const u8* end, size_t count, bool first, u8* out);
 
 // Levels of a page: decodes them and counts the values that exist.
 size_t decode_definition(const Leaf& leaf, const u8* at, const u8* end, size_t count, u8* out);

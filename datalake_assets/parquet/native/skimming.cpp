@@ -139,17 +139,23 @@ void Skimmed::check() {
   parts_.clear();
 }
 
-bool split_page(const PageHeader& header, View body, Scratch& scratch, SplitPage& split) {
+bool split_page(const PageHeader& header, View body, const Leaf& leaf, Scratch& scratch, SplitPage& split) {
   const size_t plain = static_cast<size_t>(header.plain_bytes);
   const View elements = elements_of(body, plain);
   Bytes& begin = scratch.check;
-  first_bytes(elements, 4, begin);
-  if (begin.size < 4) return false;
-  const size_t front = 4 + static_cast<size_t>(load<u32>(begin.data));
-  if (front > std::min(plain, SPLIT_LEVELS_BYTES)) return false;
+  size_t front = 0, ends[2] = {};
+  for (int which = 0; which < 2; which++) {
+    if (!(which ? leaf.max_definition : leaf.max_repetition)) continue;
+    first_bytes(elements, front + 4, begin);
+    if (begin.size < front + 4) return false;
+    front += 4 + static_cast<size_t>(load<u32>(begin.data + front));
+    if (front > std::min(plain, SPLIT_LEVELS_BYTES)) return false;
+    ends[which] = front;
+  }
   first_bytes(elements, std::min(plain, front + LONGEST_COPY), begin);  // all that a copy of levels can make
   if (begin.size < front) return false;
-  split.levels = {begin.data + 4, front - 4};
+  if (ends[0]) split.levels[0] = {begin.data + 4, ends[0] - 4};
+  if (ends[1]) split.levels[1] = {begin.data + ends[0] + 4, ends[1] - ends[0] - 4};
   split.plain_bytes = plain - front;
   split.parts.clear();
   const u8 *at = elements.data, *end = elements.end();

@@ -43,15 +43,14 @@ struct Part {
 
 // The values of a page of version 1, which is taken apart where its levels end: they are compressed together.
 struct SplitPage {
-  View levels;              // decoded they are definition levels; they lie in `scratch.check`
+  View levels[2];           // repetition and definition levels, encoded; they lie in `scratch.check`
   std::vector<Part> parts;  // of the values
   size_t plain_bytes;
 };
 
-// Takes a page apart that has definition levels and no others. What is left of it decompresses to the values by itself,
-// which was gone through: copies of what levels are have become literals. False if it cannot be done, as where there
-// are many of these.
-bool split_page(const PageHeader& header, View body, Scratch& scratch, SplitPage& split);
+// Takes a page apart that has levels. What is left of it decompresses to the values by itself, which was gone through:
+// copies of what levels are have become literals. False if it cannot be done, as where there are many of these.
+bool split_page(const PageHeader& header, View body, const Leaf& leaf, Scratch& scratch, SplitPage& split);
 
 // What `open_dictionary` and `open_page` find of a page, but for its entries, which all have one width, or its values.
 // That they decompress to as many bytes as the header says is left to `Skimmed::check`.

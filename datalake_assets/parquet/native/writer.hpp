@@ -53,7 +53,8 @@ class ChunkWriter {
 
   // Copies a chunk's values without decoding them if they can stay as they are, behind what `before` holds, which is
   // written first. `proven`: somebody vouches for the file's bytes, so that values need not be decoded to prove them.
-  // Whether parts that stay compressed are sound is left to `Skimmed::check`.
+  // Whether parts that stay compressed are sound is left to `Skimmed::check`. Levels of what was copied are in the
+  // scratch.
   Way copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before);
   // Encodes the column's values as pages.
   void encode(Column& column);
@@ -66,8 +67,8 @@ class ChunkWriter {
   struct Joined {  // a page of version 2 that compressed values are collected for
     std::vector<Part> parts;
     std::vector<Bytes> made;  // what parts refer to that lies in no file
-    Bytes definition;
-    size_t levels = 0, values = 0, plain_bytes = 0, bytes = 0;
+    Bytes definition, repetition;
+    size_t levels = 0, values = 0, rows = 0, plain_bytes = 0, bytes = 0;
     MinMax range;
   };
   struct Found;  // values of a chunk where they lie
@@ -88,6 +89,8 @@ class ChunkWriter {
 
   bool find(View file, const Chunk& chunk, std::vector<Found>& found);
   bool find_plain(const PageHeader& header, View body, const Chunk& chunk, std::vector<Found>& found);
+  void put_bare_levels(const Bytes& levels, int highest, Bytes& to);
+  bool keep_levels(Found& piece, View repetition, View definition);
   bool find_again(const PageHeader& dictionary, View body, const Chunk& chunk, size_t count, size_t& indexed);
   bool spread_again(Found& found);
   void check_spread(size_t before, size_t plain);
