@@ -46,6 +46,7 @@ from datalake_assets.lake.store.posix import (
     DurableTree,
     cut_name,
     delete_if_same,
+    end_of,
     files_beginning,
     fsync_folder,
     has_identity,
@@ -66,12 +67,10 @@ __all__ = ["LocalStore"]
 ID_BYTES = 17  # of a staged file's name: the comma and the id
 FILES = f"{STAGING}/files/"
 HELD = f"{STAGING}/held"
-#: Endings of data files, which are written once, by `publish`: nobody swaps them, and whoever deletes them shuts nobody
-#: out but those that delete the same ones if they did not change, for which each folder has one lock. The files of so
-#: many locks, made in a new lake, took longer than deleting a thousand files.
+#: Endings of data files, which `publish` writes, once: nobody swaps them. To delete them none needs a lock, and if they
+#: did not change, one for each folder: so many locks, made in a new lake, took longer than deleting a thousand files.
 WRITTEN_ONCE = (".parquet", ".avro")
-#: So many are deleted under one lock before others have their turn.
-LOCKED_FILES = 500
+LOCKED_FILES = 500  # are deleted before others have their turn
 
 _proven: set[str] = set()  # lakes that passed `probe` in this process
 
@@ -135,10 +134,7 @@ class LocalStore:
         self._requests.add("get")
         with self._tree.translating(key):
             try:
-                with open(where, "rb") as opened:  # noqa: PTH123  see `get`; whole small files are read so
-                    status = os.fstat(opened.fileno())
-                    opened.seek(max(0, status.st_size - size_bytes))
-                    body = opened.read(size_bytes)
+                body, status = end_of(where, size_bytes)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 self._tree.check_root()
                 raise ObjectNotFound(where) from None
@@ -265,19 +261,17 @@ class LocalStore:
         """Unlinks the files that are there, and returns the folders that they were in."""
         root, folders = str(self._root), set()
         for key in keys:
-            try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(f"{root}/{key}")  # noqa: PTH108  thousands at a time, and pathlib takes as long again
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            folders.add(key.rpartition("/")[0])
+                folders.add(key.rpartition("/")[0])
         return folders
 
     def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
         """Move each aside, and delete it there if it still is what it was; else it is moved back."""
         by_lock: defaultdict[str, list[str]] = defaultdict(list)
         for key in etags:
-            locked = key.rpartition("/")[0] if check_key(key).endswith(WRITTEN_ONCE) else key
-            by_lock[_digest(locked.encode())[:2]].append(key)
+            lock = key.rpartition("/")[0] if check_key(key).endswith(WRITTEN_ONCE) else key
+            by_lock[_digest(lock.encode())[:2]].append(key)
         self._requests.add("delete", len(etags))
         real, kept = {key.rpartition("/")[0]: False for key in etags}, []
         for folder in real:

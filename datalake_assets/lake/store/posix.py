@@ -31,6 +31,7 @@ __all__ = [
     "DurableTree",
     "cut_name",
     "delete_if_same",
+    "end_of",
     "files_beginning",
     "fsync_folder",
     "has_identity",
@@ -254,6 +255,22 @@ def _is_named(handle: int, file: Path) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(there, os.fstat(handle))
+
+
+def end_of(path: str, size_bytes: int) -> tuple[bytes, os.stat_result]:
+    """A file's last bytes: whole small files are read so, by the thousand, and Python's files take twice the calls."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        place = max(0, status.st_size - size_bytes)
+        parts = []
+        while size_bytes > 0 and (part := os.pread(handle, size_bytes, place)):
+            parts.append(part)
+            place += len(part)
+            size_bytes -= len(part)
+    finally:
+        os.close(handle)
+    return parts[0] if len(parts) == 1 else b"".join(parts), status
 
 
 def delete_if_same(file: str, held: str, *, is_same: Callable[[os.stat_result], bool]) -> bool:
