@@ -338,7 +338,9 @@ void ChunkWriter::put_found(const Found& found, const MinMax& range) {
     put_as_is(found, range);
     return;
   }
-  if (joined_.rows + found.rows > settings_.page_rows || joined_.plain_bytes + found.plain_bytes > settings_.page_bytes)
+  if (joined_.rows + found.rows > settings_.page_rows ||
+      joined_.levels + found.levels > LONGER * settings_.page_rows ||
+      joined_.plain_bytes + found.plain_bytes > settings_.page_bytes)
     put_joined();
   if (found.is_spread) joined_.made.push_back(std::move(spread_));  // parts stay where they lie
   if (leaf_.max_definition) joined_.definition.put(scratch_.kept.data + found.definition, found.levels);
