@@ -338,8 +338,7 @@ void ChunkWriter::put_found(const Found& found, const MinMax& range) {
     put_as_is(found, range);
     return;
   }
-  if (joined_.rows + found.rows > settings_.page_rows ||
-      joined_.levels + found.levels > LONGER * settings_.page_rows ||
+  if (joined_.rows + found.rows > settings_.page_rows || joined_.levels + found.levels > LONGER * settings_.page_rows ||
       joined_.plain_bytes + found.plain_bytes > settings_.page_bytes)
     put_joined();
   if (found.is_spread) joined_.made.push_back(std::move(spread_));  // parts stay where they lie
